@@ -1,0 +1,117 @@
+//! Where things lie in the kernel's structs. Filled from the running kernel's BTF when the programs are loaded, never at
+//! build time; read-only from then on, so that the verifier takes each as a constant and prunes the branches of what is missing.
+
+/// An offset that this kernel does not have.
+pub const MISSING: u32 = u32::MAX;
+
+/// Declares each value once: its name, and where BTF has it. Alternatives are tried in order.
+///
+/// * `"task_struct.mm"`: offset in bytes of a member, anonymous structs and unions seen through.
+/// * `"size:upid"`: size in bytes of a type.
+/// * `"arg:sched_process_exit:group_dead"`: position of a tracepoint's argument by its name, counted from 0.
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $name:ident = $($path:literal)|+;)*) => {
+        /// The values, one field each.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(C)]
+        pub struct Offsets { $($(#[$doc])* pub $name: u32,)* }
+
+        impl Offsets {
+            /// Nothing found.
+            pub const MISSING: Self = Self { $($name: MISSING,)* };
+
+            /// Each field's name and the places in BTF to look for it.
+            pub const PATHS: &'static [(&'static str, &'static [&'static str])] =
+                &[$((stringify!($name), &[$($path),+]),)*];
+
+            /// Asks `find` for each path until one is there.
+            pub fn resolve(find: impl Fn(&str) -> Option<u32>) -> Self {
+                Self { $($name: [$($path),+].into_iter().find_map(&find).unwrap_or(MISSING),)* }
+            }
+
+            /// The values in the order of [`Self::PATHS`].
+            pub const fn values(&self) -> [u32; Self::PATHS.len()] {
+                [$(self.$name),*]
+            }
+        }
+    };
+}
+
+offsets! {
+    /// A process's parent.
+    task_real_parent = "task_struct.real_parent";
+    /// Process id.
+    task_tgid = "task_struct.tgid";
+    /// The thread that stands for its process.
+    task_group_leader = "task_struct.group_leader";
+    /// When the thread started. Called real_start_time before 5.5.
+    task_start_boottime = "task_struct.start_boottime" | "task_struct.real_start_time";
+    /// Command name.
+    task_comm = "task_struct.comm";
+    /// Memory.
+    task_mm = "task_struct.mm";
+    /// Working directory and root.
+    task_fs = "task_struct.fs";
+    /// What the threads of a process share.
+    task_signal = "task_struct.signal";
+    /// How the thread ended.
+    task_exit_code = "task_struct.exit_code";
+    /// The thread's `struct pid`.
+    task_thread_pid = "task_struct.thread_pid";
+    /// Depth of the PID namespace.
+    pid_level = "pid.level";
+    /// Ids by depth of namespace.
+    pid_numbers = "pid.numbers";
+    /// Size of an element of those.
+    upid_size = "size:upid";
+    /// The id in an element.
+    upid_nr = "upid.nr";
+    /// Beginning of the arguments.
+    mm_arg_start = "mm_struct.arg_start";
+    /// End of the arguments.
+    mm_arg_end = "mm_struct.arg_end";
+    /// Path given to execve.
+    bprm_filename = "linux_binprm.filename";
+    /// Threads that have not exited.
+    signal_live = "signal_struct.live";
+    /// Threads that have not been released.
+    signal_nr_threads = "signal_struct.nr_threads";
+    /// `SIGNAL_GROUP_EXIT` and others.
+    signal_flags = "signal_struct.flags";
+    /// Status of a process that exits as a whole.
+    signal_group_exit_code = "signal_struct.group_exit_code";
+    /// Whether the exit is the process's: newer kernels tell it (6.16).
+    exit_group_dead = "arg:sched_process_exit:group_dead";
+    /// Root directory.
+    fs_root = "fs_struct.root";
+    /// Working directory.
+    fs_pwd = "fs_struct.pwd";
+    /// A path's mount.
+    path_mnt = "path.mnt";
+    /// A path's entry.
+    path_dentry = "path.dentry";
+    /// An entry's parent.
+    dentry_parent = "dentry.d_parent";
+    /// An entry's name.
+    dentry_name = "dentry.d_name.name";
+    /// A mount's root, from its `struct vfsmount`.
+    vfsmount_root = "vfsmount.mnt_root";
+    /// Where a `struct vfsmount` lies in its `struct mount`.
+    mount_mnt = "mount.mnt";
+    /// The mount that a mount is mounted on.
+    mount_parent = "mount.mnt_parent";
+    /// The entry that a mount is mounted on.
+    mount_mountpoint = "mount.mnt_mountpoint";
+    /// A cgroup's own subsystem state.
+    cgroup_self = "cgroup.self";
+    /// A cgroup's entry in cgroupfs.
+    cgroup_kn = "cgroup.kn";
+    /// A cgroup's hierarchy.
+    cgroup_root = "cgroup.root";
+    /// Number of a hierarchy: 0 for cgroup v2.
+    cgroup_root_id = "cgroup_root.hierarchy_id";
+    /// Parent of a subsystem state.
+    css_parent = "cgroup_subsys_state.parent";
+    /// The id.
+    kernfs_id = "kernfs_node.id";
+}
