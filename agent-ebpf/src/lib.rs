@@ -161,3 +161,15 @@ impl CgroupRecord {
     /// Longest path, in bytes. The nested paths of kind are about 350 long.
     pub const PATH_MAX: usize = 1024;
 }
+
+/// One CPU's count of what the tracker could not do.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct TrackerCounts {
+    /// Records for which the tracker's ring had no room: the agent walks the tree anew.
+    pub lost: u64,
+    /// New cgroups that should have inherited scope while the map was full: what runs there goes unseen.
+    pub scope_full: u64,
+}

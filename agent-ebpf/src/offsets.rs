@@ -8,7 +8,8 @@ pub const MISSING: u32 = u32::MAX;
 ///
 /// * `"task_struct.mm"`: offset in bytes of a member, anonymous structs and unions seen through.
 /// * `"size:upid"`: size in bytes of a type.
-/// * `"arg:sched_process_exit:group_dead"`: position of a tracepoint's argument by its name, counted from 0.
+/// * `"arg:sched_process_exit:group_dead"`: position of a tracepoint's argument by its name, counted from 0. The names are
+///   those of the function `__traceiter_sched_process_exit`, whose first parameter `__data` does not count.
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident = $($path:literal)|+;)*) => {
         /// The values, one field each.

@@ -7,14 +7,16 @@ use crate::COMM_LEN;
 /// How many ancestors a [`Task`] names.
 pub const ANCESTORS: usize = 16;
 
+// Lengths are one less than a power of two, so that a mask bounds them: the verifier follows a mask better than a comparison.
+
 /// Longest filename of an [`Exec`] in bytes, without its NUL.
 pub const FILENAME_MAX: usize = 511;
 
 /// Most bytes of arguments of an [`Exec`].
-pub const ARGS_MAX: usize = 2048;
+pub const ARGS_MAX: usize = 2047;
 
 /// Most bytes of a working directory of an [`Exec`], one NUL for each component included.
-pub const CWD_MAX: usize = 1024;
+pub const CWD_MAX: usize = 1023;
 
 /// Most components of a working directory.
 pub const CWD_DEPTH: usize = 24;

@@ -1,1 +1,232 @@
-//! Stub.
+//! EVENT: what the bytes of a frame mean. Pure: bytes in, message out.
+
+mod process;
+
+use dinle_ebpf::{Header, Kind, Payload};
+use dinle_proto::v1;
+use zerocopy::FromBytes as _;
+
+/// Why bytes are no frame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Too short for anything.
+    #[error("a frame of {len} bytes is shorter than its header of {}", size_of::<Header>())]
+    NoHeader {
+        /// Bytes of the frame.
+        len: usize,
+    },
+    /// From a newer kernel half.
+    #[error("{id} is no kind that this build knows")]
+    UnknownKind {
+        /// The number.
+        id: u16,
+    },
+    /// The payload is cut.
+    #[error("the payload of {kind:?} is {got} bytes, expected {want}")]
+    WrongSize {
+        /// The kind.
+        kind: Kind,
+        /// Bytes after the header.
+        got: usize,
+        /// Bytes that there should be.
+        want: usize,
+    },
+    /// The tail is not as long as its parts.
+    #[error("the tail of {kind:?} is {got} bytes, but its parts make {want}")]
+    WrongTail {
+        /// The kind.
+        kind: Kind,
+        /// Bytes after the payload.
+        got: usize,
+        /// What the payload says.
+        want: usize,
+    },
+}
+
+/// What is needed to route a frame before it is decoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
+    /// The header.
+    pub header: Header,
+    /// The header's kind, known.
+    pub kind: Kind,
+    body: &'a [u8],
+}
+
+/// Reads a frame's header.
+pub fn open(frame: &[u8]) -> Result<Envelope<'_>, DecodeError> {
+    let (header, body) =
+        Header::read_from_prefix(frame).map_err(|_| DecodeError::NoHeader { len: frame.len() })?;
+    let kind = Kind::from_id(header.kind).ok_or(DecodeError::UnknownKind { id: header.kind })?;
+    Ok(Envelope { header, kind, body })
+}
+
+/// Turns the clock of the kernel's stamps into wall-clock time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clock {
+    /// Wall-clock nanoseconds since 1970 at the boot clock's zero.
+    pub boot_unix_ns: i128,
+}
+
+impl Clock {
+    /// The time at that many nanoseconds since boot.
+    pub fn at(self, boot_ns: u64) -> prost_types::Timestamp {
+        const SECOND: i128 = 1_000_000_000;
+        let ns = self.boot_unix_ns + i128::from(boot_ns);
+        prost_types::Timestamp {
+            seconds: ns.div_euclid(SECOND) as i64,
+            nanos: ns.rem_euclid(SECOND) as i32,
+        }
+    }
+}
+
+/// The event of a frame, but for its workload.
+pub fn decode(envelope: &Envelope<'_>, clock: Clock) -> Result<v1::Event, DecodeError> {
+    let Envelope { header, kind, body } = envelope;
+    // One arm for each kind and no `_`: a new kind does not compile until it is decoded.
+    let (task, proto, detail) = match kind {
+        Kind::Exec => process::exec(body)?,
+        Kind::Exit => process::exit(body, header.boot_ns)?,
+    };
+    Ok(v1::Event {
+        time: Some(clock.at(header.boot_ns)),
+        kind: proto.into(),
+        cgroup_id: header.cgroup_id,
+        workload: None,
+        process: Some(process::process(&task, clock)),
+        detail: Some(detail),
+    })
+}
+
+/// The contract's name of a kind.
+pub fn proto_kind(kind: Kind) -> v1::Kind {
+    match kind {
+        Kind::Exec => v1::Kind::Exec,
+        Kind::Exit => v1::Kind::Exit,
+    }
+}
+
+/// The payload and its tail.
+fn read<P: Payload>(body: &[u8]) -> Result<(P, &[u8]), DecodeError> {
+    P::read_from_prefix(body).map_err(|_| DecodeError::WrongSize {
+        kind: P::KIND,
+        got: body.len(),
+        want: size_of::<P>(),
+    })
+}
+
+/// Takes a tail apart into parts of these lengths, which must make up all of it.
+fn parts<P: Payload, const N: usize>(
+    mut tail: &[u8],
+    lens: [u16; N],
+) -> Result<[&[u8]; N], DecodeError> {
+    let want = lens.iter().map(|&len| usize::from(len)).sum();
+    if tail.len() != want {
+        return Err(DecodeError::WrongTail {
+            kind: P::KIND,
+            got: tail.len(),
+            want,
+        });
+    }
+    Ok(lens.map(|len| {
+        let part;
+        (part, tail) = tail.split_at(usize::from(len));
+        part
+    }))
+}
+
+/// A string of the kernel's, up to its first NUL. Bytes that are not UTF-8 are replaced, never trusted.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wire_and_the_contract_number_kinds_alike() {
+        for &kind in Kind::ALL {
+            assert_eq!(kind as i32, proto_kind(kind) as i32, "{kind:?}");
+            let name = format!("KIND_{}", format!("{kind:?}").to_uppercase());
+            assert!(
+                proto_kind(kind)
+                    .as_str_name()
+                    .replace('_', "")
+                    .ends_with(&name.replace('_', "")),
+                "{kind:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_kind_is_an_error() {
+        let mut frame = process::tests::exit_frame();
+        frame[20..22].copy_from_slice(&999u16.to_ne_bytes());
+        assert_eq!(
+            open(&frame).map(|_| ()),
+            Err(DecodeError::UnknownKind { id: 999 })
+        );
+    }
+
+    #[test]
+    fn no_part_of_a_frame_decodes_and_no_longer_one_does() {
+        for frame in [process::tests::exec_frame(), process::tests::exit_frame()] {
+            let decoded =
+                |bytes: &[u8]| open(bytes).and_then(|envelope| decode(&envelope, Clock::default()));
+            assert!(decoded(&frame).is_ok());
+            for len in 0..frame.len() {
+                assert!(
+                    decoded(&frame[..len]).is_err(),
+                    "{len} of {} bytes",
+                    frame.len()
+                );
+            }
+            assert!(decoded(&[&frame[..], &[0]].concat()).is_err());
+        }
+    }
+
+    #[test]
+    fn any_bytes_decode_or_fail_but_never_panic() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for round in 0..20_000 {
+            let mut frame = if round % 2 == 0 {
+                process::tests::exec_frame()
+            } else {
+                process::tests::exit_frame()
+            };
+            for _ in 0..1 + random() % 8 {
+                let at = random() as usize % frame.len();
+                frame[at] = random() as u8;
+            }
+            frame.truncate(random() as usize % (frame.len() + 1));
+            if let Ok(envelope) = open(&frame) {
+                _ = decode(
+                    &envelope,
+                    Clock {
+                        boot_unix_ns: random().into(),
+                    },
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn boot_time_becomes_wall_clock_time() {
+        let clock = Clock {
+            boot_unix_ns: 1_700_000_000_900_000_000,
+        };
+        let time = clock.at(200_000_001);
+        assert_eq!((time.seconds, time.nanos), (1_700_000_001, 100_000_001));
+    }
+}

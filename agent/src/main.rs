@@ -1,1 +1,7 @@
-fn main() {}
+fn main() {
+    let kernel = dinle::kernel::Kernel::load(&Default::default());
+    match kernel {
+        Ok(mut k) => println!("{:#?}", k.programs.status()),
+        Err(e) => println!("{e}"),
+    }
+}

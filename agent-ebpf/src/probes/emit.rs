@@ -1,0 +1,113 @@
+//! The one door out: header, ring, wake-up, and the count of what found no room.
+
+use aya_ebpf::{
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::generated::bpf_ktime_get_boot_ns,
+    macros::map,
+    maps::{Array, PerCpuArray, RingBuf},
+};
+use dinle_ebpf::{Counts, FRAME_MAX, Header, Kind, Payload, SLOTS};
+
+use crate::{kernel::increment, scope::Subject};
+
+/// Frames on their way to the agent, which sets the size.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// [`Counts`] of each slot and kind.
+#[map]
+static COUNTS: PerCpuArray<Counts> = PerCpuArray::with_max_entries(SLOTS * Kind::TABLE, 0);
+
+/// Element 0 is 1 while the reader sleeps and wants to be woken. A wake-up costs several times what an event costs, so a
+/// reader that is busy looks by itself every few milliseconds.
+#[map]
+static WAKE: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Room to build a frame with a tail. One map of these for each program: programs may interrupt one another on a CPU,
+/// but the kernel never runs one program twice on it at a time.
+#[repr(C, align(8))]
+pub struct Scratch(pub [u8; FRAME_MAX]);
+
+#[repr(C)]
+struct Frame<P> {
+    header: Header,
+    payload: P,
+}
+
+/// Emits a frame without a tail. `fill` gets a zeroed payload.
+#[inline(always)]
+pub fn fixed<P: Payload>(subject: Subject, fill: impl FnOnce(*mut P)) {
+    count(subject, P::KIND, |counts| &raw mut counts.seen);
+    let Some(mut slot) = EVENTS.reserve::<Frame<P>>(0) else {
+        return count(subject, P::KIND, |counts| &raw mut counts.lost);
+    };
+    let frame = slot.as_mut_ptr();
+    // SAFETY: the reservation is as large as a frame; every byte of it is written before it is submitted.
+    unsafe {
+        (&raw mut (*frame).header).write(header::<P>(subject));
+        (&raw mut (*frame).payload).write_bytes(0, 1);
+        fill(&raw mut (*frame).payload);
+    }
+    slot.submit(wake());
+}
+
+/// Emits a frame with a tail, built in `scratch`. `fill` gets a zeroed payload and the tail's address, and returns the
+/// tail's length.
+#[inline(always)]
+pub fn with_tail<P: Payload>(
+    subject: Subject,
+    scratch: *mut Scratch,
+    fill: impl FnOnce(*mut P, *mut u8) -> usize,
+) {
+    count(subject, P::KIND, |counts| &raw mut counts.seen);
+    let frame: *mut Frame<P> = scratch.cast();
+    // SAFETY: a scratch buffer is larger than a frame and aligned like one.
+    let tail = unsafe {
+        (&raw mut (*frame).header).write(header::<P>(subject));
+        (&raw mut (*frame).payload).write_bytes(0, 1);
+        fill(&raw mut (*frame).payload, frame.add(1).cast())
+    };
+    let mut len = size_of::<Frame<P>>() + tail;
+    if len > FRAME_MAX {
+        len = FRAME_MAX;
+    }
+    // SAFETY: within the scratch buffer.
+    let bytes = unsafe { core::slice::from_raw_parts(scratch.cast::<u8>(), len) };
+    if EVENTS.output::<[u8]>(bytes, wake()).is_err() {
+        count(subject, P::KIND, |counts| &raw mut counts.lost);
+    }
+}
+
+#[inline(always)]
+fn header<P: Payload>(subject: Subject) -> Header {
+    Header {
+        // SAFETY: this helper has no preconditions.
+        boot_ns: unsafe { bpf_ktime_get_boot_ns() },
+        cgroup_id: subject.cgroup_id,
+        slot: subject.slot,
+        kind: P::KIND as u16,
+        reserved: 0,
+    }
+}
+
+#[inline(always)]
+fn wake() -> u64 {
+    if let Some(wake) = WAKE.get_ptr_mut(0) {
+        // SAFETY: an element of an array map is always valid. Two CPUs that both see it set wake the reader twice.
+        unsafe {
+            if wake.read_volatile() != 0 {
+                wake.write_volatile(0);
+                return BPF_RB_FORCE_WAKEUP as u64;
+            }
+        }
+    }
+    BPF_RB_NO_WAKEUP as u64
+}
+
+#[inline(always)]
+fn count(subject: Subject, kind: Kind, field: impl FnOnce(&mut Counts) -> *mut u64) {
+    if let Some(counts) = COUNTS.get_ptr_mut(subject.slot * Kind::TABLE + kind as u32) {
+        // SAFETY: an element of a per-CPU array is always valid.
+        unsafe { increment(field(&mut *counts)) };
+    }
+}

@@ -1,0 +1,222 @@
+//! Maps that the agent writes and reads: scope, and counters.
+
+use std::collections::HashMap;
+
+use aya::{
+    Ebpf, Pod,
+    maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuArray},
+};
+use dinle_ebpf::{Counts, Kind, SCOPE_MAX, ScopeEntry, TrackerCounts};
+
+use super::{LoadError, take_map};
+
+/// Lets aya pass a wire type by value.
+macro_rules! pod {
+    ($($name:ident = $inner:ty;)*) => {$(
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[repr(transparent)]
+        struct $name($inner);
+
+        // SAFETY: the wire's types are `#[repr(C)]` integers without padding (zerocopy's derives check it), valid for any bytes.
+        unsafe impl Pod for $name {}
+    )*};
+}
+pod! {
+    ScopePod = ScopeEntry;
+    CountsPod = Counts;
+    TrackerPod = TrackerCounts;
+}
+
+/// What is wanted of one cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The cgroup.
+    pub cgroup_id: u64,
+    /// [`Kind::bit`] of each kind; 0 if nothing is wanted of it.
+    pub kinds: u64,
+    /// Where its events and losses are counted.
+    pub slot: u32,
+}
+
+/// Which cgroups the kernel reports on, and what of them.
+pub struct Scope {
+    map: BpfHashMap<MapData, u64, ScopePod>,
+    watched: usize,
+}
+
+/// Why the kernel does not report on all cgroups that are wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum ScopeError {
+    /// The map's size is fixed.
+    #[error(
+        "{missed} cgroups are not watched: the kernel's table holds {SCOPE_MAX}; narrow the selectors"
+    )]
+    Full {
+        /// How many found no room.
+        missed: usize,
+    },
+    /// Something else.
+    #[error("the kernel's scope table cannot be written: {0}")]
+    Map(#[from] MapError),
+}
+
+impl Scope {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        let name = "SCOPE";
+        let map = BpfHashMap::try_from(take_map(ebpf, name)?)
+            .map_err(|error| LoadError::Map { name, error })?;
+        Ok(Self { map, watched: 0 })
+    }
+
+    /// Makes the kernel report on the cgroups of `live` that are wanted, and not on the others of `live`. Cgroups that are not in
+    /// the list are left alone: they may be new, and have inherited what is wanted of them. Parents must come before their
+    /// children, so that a child that is made meanwhile inherits what its parent has now.
+    pub fn apply(&mut self, live: &[Wanted]) -> Result<(), ScopeError> {
+        let Self { map, watched } = self;
+        let present: HashMap<u64, ScopeEntry> = map
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(id, ScopePod(entry))| (id, entry))
+            .collect();
+        // Room is made before it is used.
+        for Wanted { cgroup_id, .. } in live
+            .iter()
+            .filter(|one| one.kinds == 0 && present.contains_key(&one.cgroup_id))
+        {
+            remove(map, *cgroup_id)?;
+        }
+        let mut missed = 0;
+        *watched = 0;
+        for &Wanted {
+            cgroup_id,
+            kinds,
+            slot,
+        } in live.iter().filter(|one| one.kinds != 0)
+        {
+            let entry = ScopeEntry {
+                kinds,
+                slot,
+                reserved: 0,
+            };
+            if present.get(&cgroup_id) != Some(&entry) {
+                match map.insert(cgroup_id, ScopePod(entry), 0) {
+                    Ok(()) => {}
+                    Err(MapError::SyscallError(error))
+                        if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
+                    {
+                        missed += 1;
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            *watched += 1;
+        }
+        if missed > 0 {
+            Err(ScopeError::Full { missed })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// How many cgroups are watched, as of the last [`Scope::apply`].
+    pub fn watched(&self) -> usize {
+        self.watched
+    }
+}
+
+fn remove(map: &mut BpfHashMap<MapData, u64, ScopePod>, cgroup_id: u64) -> Result<(), MapError> {
+    match map.remove(&cgroup_id) {
+        // The tracker removes what is released.
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Events that found no room in the ring since the last look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The pod's slot.
+    pub slot: u32,
+    /// Of this kind.
+    pub kind: Kind,
+    /// So many.
+    pub count: u64,
+}
+
+/// What the kernel counted: monotonic, per CPU, summed here.
+pub struct Counters {
+    counts: PerCpuArray<MapData, CountsPod>,
+    tracker: PerCpuArray<MapData, TrackerPod>,
+    lost: HashMap<(u32, Kind), u64>,
+    tracker_lost: u64,
+    scope_full: u64,
+}
+
+impl Counters {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        let array =
+            |ebpf: &mut Ebpf, name| -> Result<_, LoadError> { Ok((take_map(ebpf, name)?, name)) };
+        let (counts, name) = array(ebpf, "COUNTS")?;
+        let counts =
+            PerCpuArray::try_from(counts).map_err(|error| LoadError::Map { name, error })?;
+        let (tracker, name) = array(ebpf, "TRACKER")?;
+        let tracker =
+            PerCpuArray::try_from(tracker).map_err(|error| LoadError::Map { name, error })?;
+        Ok(Self {
+            counts,
+            tracker,
+            lost: HashMap::new(),
+            tracker_lost: 0,
+            scope_full: 0,
+        })
+    }
+
+    /// What the kernel counted of one slot and kind since it was loaded.
+    pub fn total(&self, slot: u32, kind: Kind) -> Result<Counts, MapError> {
+        let values = self.counts.get(&(slot * Kind::TABLE + kind as u32), 0)?;
+        Ok(values
+            .iter()
+            .fold(Counts::default(), |sum, CountsPod(one)| Counts {
+                seen: sum.seen + one.seen,
+                lost: sum.lost + one.lost,
+            }))
+    }
+
+    /// What was lost in these slots since the last call.
+    pub fn losses(&mut self, slots: impl IntoIterator<Item = u32>) -> Result<Vec<Loss>, MapError> {
+        let mut losses = Vec::new();
+        for slot in slots {
+            for &kind in Kind::ALL {
+                let Counts { lost, .. } = self.total(slot, kind)?;
+                let before = self.lost.insert((slot, kind), lost).unwrap_or(0);
+                if lost > before {
+                    losses.push(Loss {
+                        slot,
+                        kind,
+                        count: lost - before,
+                    });
+                }
+            }
+        }
+        Ok(losses)
+    }
+
+    /// What the tracker could not do since the last call.
+    pub fn tracker(&mut self) -> Result<TrackerCounts, MapError> {
+        let values = self.tracker.get(&0, 0)?;
+        let lost = values.iter().map(|TrackerPod(one)| one.lost).sum();
+        let scope_full = values.iter().map(|TrackerPod(one)| one.scope_full).sum();
+        let since = TrackerCounts {
+            lost: lost - self.tracker_lost,
+            scope_full: scope_full - self.scope_full,
+        };
+        (self.tracker_lost, self.scope_full) = (lost, scope_full);
+        Ok(since)
+    }
+}

@@ -1,0 +1,331 @@
+//! Programs: for each hook the first way to attach that this kernel takes; loaded once, attached only while wanted.
+
+use std::{collections::BTreeMap, fmt, os::fd::AsRawFd as _, str::FromStr};
+
+use aya::{
+    Btf, Ebpf,
+    programs::{
+        Program, ProgramError, raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink,
+    },
+};
+
+/// A way to attach to a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// A tracepoint with typed arguments: the fastest. Needs BTF.
+    TpBtf,
+    /// A tracepoint with raw arguments.
+    RawTracepoint,
+}
+
+impl Way {
+    /// All of them, the cheapest first.
+    pub const ALL: &[Self] = &[Self::TpBtf, Self::RawTracepoint];
+
+    /// What programs in the object and users call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TpBtf => "tp_btf",
+            Self::RawTracepoint => "raw_tracepoint",
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Way {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|way| way.name() == text)
+            .ok_or_else(|| {
+                let known: Vec<_> = Self::ALL.iter().map(|way| way.name()).collect();
+                format!(
+                    "`{text}` is no way to attach; there are {}",
+                    known.join(", ")
+                )
+            })
+    }
+}
+
+/// What became of one program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WayStatus {
+    /// How it attaches.
+    pub way: Way,
+    /// Its name in the object.
+    pub program: String,
+    /// Instructions that the verifier walked (0 where the kernel does not say, before 5.16), or why the program cannot be used.
+    pub verified: Result<u32, String>,
+}
+
+/// One hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookStatus {
+    /// Name of the tracepoint or kernel function.
+    pub hook: String,
+    /// In the order in which they were tried.
+    pub ways: Vec<WayStatus>,
+    /// The first that works.
+    pub chosen: Option<Way>,
+    /// It is attached now.
+    pub attached: bool,
+    /// How often the kernel skipped the program because it already ran on that CPU (since 5.12).
+    pub skipped: u64,
+}
+
+impl HookStatus {
+    /// Why no way works: each way's reason.
+    pub fn reason(&self) -> Option<String> {
+        if self.chosen.is_some() {
+            return None;
+        }
+        let reasons = self.ways.iter().filter_map(|status| {
+            let WayStatus { way, verified, .. } = status;
+            verified
+                .as_ref()
+                .err()
+                .map(|reason| format!("{way}: {reason}"))
+        });
+        Some(format!(
+            "{} cannot be attached ({})",
+            self.hook,
+            reasons.collect::<Vec<_>>().join("; ")
+        ))
+    }
+}
+
+/// Holding one is being attached.
+#[derive(Debug)]
+enum Link {
+    TpBtf(#[expect(dead_code, reason = "held for its drop")] BtfTracePointLink),
+    RawTracepoint(#[expect(dead_code, reason = "held for its drop")] RawTracePointLink),
+}
+
+#[derive(Debug)]
+struct Hook {
+    status: HookStatus,
+    link: Option<Link>,
+}
+
+/// All programs of the object. Dropping this detaches and unloads them.
+pub struct Programs {
+    // Before `ebpf`: links go first.
+    hooks: BTreeMap<String, Hook>,
+    ebpf: Ebpf,
+}
+
+impl Programs {
+    /// Tries every way of every hook and keeps the first of each that loads.
+    pub(super) fn load(mut ebpf: Ebpf, btf: &Btf, ways: &[Way]) -> Self {
+        let mut hooks: BTreeMap<String, Hook> = BTreeMap::new();
+        let mut named: Vec<(String, Way, String)> = ebpf
+            .programs()
+            .filter_map(|(name, _)| {
+                let (way, hook) = name.split_once("__")?;
+                Some((hook.to_owned(), way.parse().ok()?, name.to_owned()))
+            })
+            .collect();
+        let rank = |way: &Way| {
+            ways.iter()
+                .position(|listed| listed == way)
+                .unwrap_or(usize::MAX)
+        };
+        named.sort_by_key(|(hook, way, _)| (hook.clone(), rank(way), *way));
+        for (name, way, program) in named {
+            let hook = hooks.entry(name.clone()).or_insert_with(|| Hook {
+                status: HookStatus {
+                    hook: name.clone(),
+                    ways: Vec::new(),
+                    chosen: None,
+                    attached: false,
+                    skipped: 0,
+                },
+                link: None,
+            });
+            let chosen = &mut hook.status.chosen;
+            let verified = if ways.contains(&way) {
+                ebpf.program_mut(&program)
+                    .ok_or_else(|| "the object has no such program".to_owned())
+                    .and_then(|loaded| load(loaded, &name, btf, chosen.is_none()))
+            } else {
+                Err("left out by --ways".to_owned())
+            };
+            if verified.is_ok() && chosen.is_none() {
+                *chosen = Some(way);
+            }
+            hook.status.ways.push(WayStatus {
+                way,
+                program,
+                verified,
+            });
+        }
+        Self { hooks, ebpf }
+    }
+
+    /// Attaches a hook, if it is not attached yet.
+    pub fn attach(&mut self, hook: &str) -> Result<(), String> {
+        let Self { hooks, ebpf } = self;
+        let Some(Hook { status, link }) = hooks.get_mut(hook) else {
+            return Err(format!("this build has no program for {hook}"));
+        };
+        if link.is_some() {
+            return Ok(());
+        }
+        let chosen = status
+            .ways
+            .iter()
+            .find(|way| Some(way.way) == status.chosen);
+        let Some(WayStatus { program, .. }) = chosen else {
+            return Err(status.reason().unwrap_or_default());
+        };
+        let program = ebpf
+            .program_mut(program)
+            .ok_or_else(|| format!("the object has no program {program}"))?;
+        *link = Some(
+            attach(program, hook)
+                .map_err(|error| format!("{hook} cannot be attached: {}", reason(&error)))?,
+        );
+        status.attached = true;
+        Ok(())
+    }
+
+    /// Detaches a hook. What was counted as skipped stays.
+    pub fn detach(&mut self, hook: &str) {
+        if let Some(Hook { status, link }) = self.hooks.get_mut(hook) {
+            *link = None;
+            status.attached = false;
+        }
+    }
+
+    /// Every hook, with what the kernel skipped so far.
+    pub fn status(&mut self) -> Vec<HookStatus> {
+        let Self { hooks, ebpf } = self;
+        let refreshed = hooks.values_mut().map(|Hook { status, .. }| {
+            let chosen = status
+                .ways
+                .iter()
+                .find(|way| Some(way.way) == status.chosen);
+            if let Some(skipped) = chosen
+                .and_then(|way| ebpf.program(&way.program))
+                .and_then(recursion_misses)
+            {
+                status.skipped = skipped;
+            }
+            status.clone()
+        });
+        refreshed.collect()
+    }
+}
+
+/// Loads a program to see whether the kernel takes it, and keeps it loaded if it is to be used.
+fn load(program: &mut Program, hook: &str, btf: &Btf, keep: bool) -> Result<u32, String> {
+    let loaded = match program {
+        Program::BtfTracePoint(program) => program.load(hook, btf),
+        Program::RawTracePoint(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    loaded.map_err(|error| reason(&error))?;
+    let verified = program
+        .info()
+        .ok()
+        .and_then(|info| info.verified_instruction_count());
+    if !keep {
+        let unloaded = match program {
+            Program::BtfTracePoint(program) => program.unload(),
+            Program::RawTracePoint(program) => program.unload(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        unloaded.map_err(|error| reason(&error))?;
+    }
+    Ok(verified.unwrap_or(0))
+}
+
+fn attach(program: &mut Program, hook: &str) -> Result<Link, ProgramError> {
+    Ok(match program {
+        Program::BtfTracePoint(program) => {
+            let id = program.attach()?;
+            Link::TpBtf(program.take_link(id)?)
+        }
+        Program::RawTracePoint(program) => {
+            let id = program.attach(hook)?;
+            Link::RawTracepoint(program.take_link(id)?)
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    })
+}
+
+/// The kernel's reason in one line, with what mends it where that is known.
+fn reason(error: &ProgramError) -> String {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
+        let log = verifier_log.to_string();
+        // The verifier's last words before its statistics say what it minds.
+        let last = log.lines().rfind(|line| {
+            !line.is_empty()
+                && !line.starts_with("processed ")
+                && !line.starts_with("verification time")
+        });
+        return match (io_error.raw_os_error(), last) {
+            (_, Some(last)) => format!("the verifier refuses it: {last} ({io_error})"),
+            (Some(libc::EPERM), None) => {
+                format!(
+                    "the kernel does not permit it ({io_error}): CAP_BPF and CAP_PERFMON are needed, and no lockdown"
+                )
+            }
+            (_, None) => format!("the kernel refuses to load it ({io_error})"),
+        };
+    }
+    // aya's outer messages name the syscall, their sources the reason.
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        source = inner.source();
+    }
+    text
+}
+
+/// `recursion_misses` of a program's `bpf_prog_info` (include/uapi/linux/bpf.h), which aya does not show.
+fn recursion_misses(program: &Program) -> Option<u64> {
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    /// Place of the field in units of u64, and of the struct's end as of 5.12.
+    const RECURSION_MISSES: usize = 26;
+    let fd = program.fd().ok()?;
+    let mut info = [0u64; RECURSION_MISSES + 1];
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let mut attr = Attr {
+        fd: std::os::fd::AsFd::as_fd(fd).as_raw_fd() as u32,
+        len: size_of_val(&info) as u32,
+        info: info.as_mut_ptr() as u64,
+    };
+    // SAFETY: `attr` is what this command reads; the kernel writes at most `len` bytes to `info`, and reads nothing of it but
+    // the sizes of arrays that we do not ask for, which are 0.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            &raw mut attr,
+            size_of::<Attr>(),
+        )
+    };
+    (result == 0 && attr.len as usize == size_of_val(&info)).then_some(info[RECURSION_MISSES])
+}

@@ -1,0 +1,164 @@
+//! The rings, and how their reader sleeps.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, MapData, MapError, RingBuf},
+};
+
+use super::{LoadError, take_map};
+
+/// One ring of frames.
+pub struct Ring(RingBuf<MapData>);
+
+impl Ring {
+    /// Hands the oldest record to `f`; `None` if there is none.
+    pub fn next<T>(&mut self, f: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.0.next().map(|record| f(&record))
+    }
+}
+
+/// What the reader thread owns.
+pub struct Reader {
+    /// Frames of the sensors.
+    pub events: Ring,
+    /// Records of the cgroup tracker.
+    pub cgroups: Ring,
+    /// How to wait for more.
+    pub sleeper: Sleeper,
+}
+
+impl Reader {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        let events = ring(ebpf, "EVENTS")?;
+        let cgroups = ring(ebpf, "CGROUPS")?;
+        let name = "WAKE";
+        let wake = Array::try_from(take_map(ebpf, name)?)
+            .map_err(|error| LoadError::Map { name, error })?;
+        let sleeper = Sleeper {
+            events: duplicate(&events)?,
+            cgroups: duplicate(&cgroups)?,
+            wake,
+            nudge: Nudge::new().map_err(LoadError::Nudge)?,
+        };
+        Ok(Self {
+            events,
+            cgroups,
+            sleeper,
+        })
+    }
+}
+
+fn ring(ebpf: &mut Ebpf, name: &'static str) -> Result<Ring, LoadError> {
+    let map = take_map(ebpf, name)?;
+    RingBuf::try_from(map)
+        .map(Ring)
+        .map_err(|error| LoadError::Map { name, error })
+}
+
+fn duplicate(ring: &Ring) -> Result<OwnedFd, LoadError> {
+    ring.0
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(LoadError::Nudge)
+}
+
+/// Waits for records without a wake-up for each: a wake-up costs the traced process more than the event itself.
+///
+/// While records keep coming, the reader looks again every [`Sleeper::BUSY`], and the kernel half wakes nobody. Once a look
+/// found nothing, the reader asks to be woken by the next record and sleeps for long.
+pub struct Sleeper {
+    events: OwnedFd,
+    cgroups: OwnedFd,
+    wake: Array<MapData, u32>,
+    nudge: Nudge,
+}
+
+impl Sleeper {
+    /// Time between two looks while records keep coming: bounds their delay, and how much the ring must hold.
+    pub const BUSY: Duration = Duration::from_millis(2);
+    /// A record whose writer read the request to wake just before it was made wakes nobody. This bounds its delay: first…
+    pub const FIRST: Duration = Duration::from_millis(1);
+    /// …and, should that writer have been interrupted for longer than that, at last.
+    pub const IDLE: Duration = Duration::from_millis(100);
+
+    /// Waits for as long as makes sense after a look that found records (`busy`) or none.
+    pub fn wait(&mut self, busy: bool) -> Result<(), MapError> {
+        if busy {
+            self.poll(&[self.cgroups.as_fd(), self.nudge.fd()], Self::BUSY);
+            return Ok(());
+        }
+        self.wake.set(0, 1u32, 0)?;
+        let fds = [self.events.as_fd(), self.cgroups.as_fd(), self.nudge.fd()];
+        if !self.poll(&fds, Self::FIRST) {
+            self.poll(&fds, Self::IDLE);
+        }
+        self.wake.set(0, 0u32, 0)
+    }
+
+    /// What interrupts a wait.
+    pub fn nudge(&self) -> Nudge {
+        self.nudge.clone()
+    }
+
+    fn poll(&self, fds: &[BorrowedFd<'_>], timeout: Duration) -> bool {
+        let mut fds: Vec<libc::pollfd> = fds
+            .iter()
+            .map(|fd| libc::pollfd {
+                fd: fd.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            })
+            .collect();
+        // SAFETY: the array lives through the call and its length is the one that is said.
+        let ready = unsafe {
+            libc::poll(
+                fds.as_mut_ptr(),
+                fds.len() as libc::nfds_t,
+                timeout.as_millis() as i32,
+            )
+        };
+        self.nudge.clear();
+        // A signal that interrupts the wait makes for one more look.
+        ready != 0
+    }
+}
+
+/// Interrupts the reader's wait, from any thread.
+#[derive(Clone, Debug)]
+pub struct Nudge(Arc<OwnedFd>);
+
+impl Nudge {
+    fn new() -> io::Result<Self> {
+        // SAFETY: has no preconditions.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just gave it to us, and to nobody else.
+        Ok(Self(Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })))
+    }
+
+    /// Makes the reader look around now.
+    pub fn nudge(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: eight bytes are read from an array of eight. That the counter is full already is as good as one more.
+        unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+
+    fn clear(&self) {
+        let mut count = [0; 8];
+        // SAFETY: eight bytes are written to an array of eight. An empty counter fails with EAGAIN, which is fine.
+        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
