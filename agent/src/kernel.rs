@@ -7,7 +7,7 @@ mod ring;
 
 pub use maps::{Counters, Loss, Scope, ScopeError, Wanted};
 pub use programs::{HookStatus, Programs, Way, WayStatus};
-pub use ring::{Nudge, Reader, Ring, Sleeper};
+pub use ring::{CgroupEvent, Nudge, Reader, Ring, Sleeper, boot_unix_ns};
 
 use aya::{EbpfLoader, maps::MapError};
 use dinle_ebpf::offsets::Offsets;

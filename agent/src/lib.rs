@@ -1,7 +1,14 @@
 //! The agent and the command line of Dinle. `app` wires the rooms; `tests/rooms.rs` says who may know whom.
 
+pub mod api;
+pub mod app;
 pub mod client;
+pub mod config;
+pub mod control;
 pub mod event;
 pub mod filter;
+pub mod hub;
 pub mod kernel;
+pub mod metrics;
+pub mod pipeline;
 pub mod workload;

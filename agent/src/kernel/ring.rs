@@ -1,6 +1,7 @@
 //! The rings, and how their reader sleeps.
 
 use std::{
+    borrow::Cow,
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     sync::Arc,
@@ -12,6 +13,9 @@ use aya::{
     maps::{Array, MapData, MapError, RingBuf},
 };
 
+use dinle_ebpf::CgroupRecord;
+use zerocopy::FromBytes as _;
+
 use super::{LoadError, take_map};
 
 /// One ring of frames.
@@ -22,6 +26,59 @@ impl Ring {
     pub fn next<T>(&mut self, f: impl FnOnce(&[u8]) -> T) -> Option<T> {
         self.0.next().map(|record| f(&record))
     }
+
+    /// Hands the oldest record of the tracker's ring to `f`, which gets `None` for one that is malformed.
+    pub fn cgroup<T>(&mut self, f: impl FnOnce(Option<CgroupEvent<'_>>) -> T) -> Option<T> {
+        self.next(|record| f(CgroupEvent::parse(record)))
+    }
+}
+
+/// What happened to a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CgroupEvent<'a> {
+    /// It was made.
+    Created {
+        /// Its id.
+        id: u64,
+        /// Its parent's.
+        parent_id: u64,
+        /// Its path below the root of the v2 hierarchy.
+        path: Cow<'a, str>,
+        /// The end of the path is missing.
+        path_cut: bool,
+    },
+    /// It is gone, with everything that ran in it.
+    Released {
+        /// Its id.
+        id: u64,
+    },
+}
+
+impl<'a> CgroupEvent<'a> {
+    fn parse(record: &'a [u8]) -> Option<Self> {
+        let (record, path) = CgroupRecord::read_from_prefix(record).ok()?;
+        match record.event {
+            CgroupRecord::CREATED => Some(Self::Created {
+                id: record.id,
+                parent_id: record.parent_id,
+                path: String::from_utf8_lossy(path.get(..record.path_len.into())?),
+                path_cut: record.path_cut != 0,
+            }),
+            CgroupRecord::RELEASED => Some(Self::Released { id: record.id }),
+            _ => None,
+        }
+    }
+}
+
+/// Wall-clock nanoseconds since 1970 at the boot clock's zero.
+pub fn boot_unix_ns() -> i128 {
+    let read = |clock| {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the struct is valid for writes. These two clocks exist on every kernel, so that the call cannot fail.
+        unsafe { libc::clock_gettime(clock, &raw mut time) };
+        i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
+    };
+    read(libc::CLOCK_REALTIME) - read(libc::CLOCK_BOOTTIME)
 }
 
 /// What the reader thread owns.
@@ -160,5 +217,40 @@ impl Nudge {
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::IntoBytes as _;
+
+    fn record(event: u16, path: &str) -> Vec<u8> {
+        let record = CgroupRecord {
+            id: 7,
+            parent_id: 5,
+            event,
+            path_len: path.len() as u16,
+            path_cut: 0,
+            reserved: 0,
+        };
+        [record.as_bytes(), path.as_bytes(), b"\0"].concat()
+    }
+
+    #[test]
+    fn tracker_records_are_read() {
+        let created = CgroupEvent::Created { id: 7, parent_id: 5, path: "/a/b".into(), path_cut: false };
+        assert_eq!(CgroupEvent::parse(&record(CgroupRecord::CREATED, "/a/b")), Some(created));
+        let released = CgroupEvent::Released { id: 7 };
+        assert_eq!(CgroupEvent::parse(&record(CgroupRecord::RELEASED, "")), Some(released));
+    }
+
+    #[test]
+    fn a_malformed_tracker_record_is_none() {
+        let whole = record(CgroupRecord::CREATED, "/a/b");
+        for len in 0..whole.len() - 1 {
+            assert_eq!(CgroupEvent::parse(&whole[..len]), None, "{len}");
+        }
+        assert_eq!(CgroupEvent::parse(&record(9, "/a")), None);
     }
 }

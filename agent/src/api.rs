@@ -1,0 +1,214 @@
+//! The gRPC service: what may be asked, and the only place that makes a `tonic::Status`.
+
+use std::{pin::Pin, sync::Arc, time::SystemTime};
+
+use arc_swap::ArcSwap;
+use dinle_proto::{
+    Encoded,
+    server::observer_server::Observer,
+    v1::{self, subscribe_response::Message},
+};
+use futures::{Stream, stream};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    control::{Node, Settle},
+    filter::{self, Invalid, Limits, Selector},
+    hub::{Hub, Stage, Subscription},
+    workload::Index,
+};
+
+/// A Plan names at most so many workloads: it should stay far below the 4 MiB that clients accept.
+const PLAN_WORKLOADS: usize = 500;
+
+/// What does not change while the agent runs.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Kubernetes node name.
+    pub node: String,
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// `uname -r`.
+    pub kernel_release: String,
+    /// When the agent started.
+    pub started: SystemTime,
+    /// Size of the ring in bytes.
+    pub ring_bytes: u32,
+}
+
+/// The service.
+pub struct Api {
+    /// What does not change.
+    pub facts: Facts,
+    /// Who listens.
+    pub hub: Hub,
+    /// Who runs.
+    pub index: Index,
+    /// The kernel half.
+    pub state: Arc<ArcSwap<Node>>,
+    /// Brings the kernel half in line.
+    pub settle: Settle,
+    /// Bounds of requests.
+    pub limits: Limits,
+}
+
+impl Api {
+    fn plan(&self, request: &filter::Request, stream_id: u64) -> v1::Plan {
+        let Self { facts, index, state, .. } = self;
+        let node = state.load();
+        let asked = |capability: &&v1::Capability| request.kinds.contains(capability.kind());
+        let capabilities: Vec<v1::Capability> = node.capabilities.iter().filter(asked).cloned().collect();
+        let live = index.live();
+        let mut matching = live.iter().filter(|live| request.selector.matches(&live.workload));
+        let workloads: Vec<v1::Workload> =
+            matching.by_ref().take(PLAN_WORKLOADS).map(|live| (*live.workload).clone()).collect();
+        let total = workloads.len() + matching.count();
+        let source = index.status();
+        let mut notes = Vec::new();
+        if !source.synced {
+            notes.push(format!(
+                "pods are not known yet ({}{}): events of pods that come first may carry only their ids",
+                source.name,
+                if source.error.is_empty() { String::new() } else { format!(": {}", source.error) },
+            ));
+        }
+        if total == 0 {
+            notes.push("nothing matches the selector now; what comes later is followed".into());
+        }
+        if total > PLAN_WORKLOADS {
+            notes.push(format!("only {PLAN_WORKLOADS} of {total} workloads are named here; ListWorkloads has all"));
+        }
+        for capability in capabilities.iter().filter(|capability| !capability.available) {
+            notes.push(format!("{}: unavailable: {}", capability.kind().as_str_name(), capability.reason));
+        }
+        notes.extend(node.trouble.clone());
+        v1::Plan {
+            node: facts.node.clone(),
+            boot_id: facts.boot_id.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            stream_id,
+            workloads,
+            workloads_total: total as u32,
+            capabilities,
+            notes,
+            queue_bytes: request.queue_bytes,
+            heartbeat_interval: prost_types::Duration::try_from(request.heartbeat).ok(),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Observer for Api {
+    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
+
+    async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+        let asked = request.into_inner();
+        let request = filter::Request::parse(&asked, &self.limits).map_err(|error| invalid(&error, ""))?;
+        let kinds = request.kinds;
+        let mut subscription = self
+            .hub
+            .subscribe(asked, request.clone())
+            .map_err(|full| Status::resource_exhausted(full.to_string()))?;
+        if !self.settle.settle().await {
+            return Err(Status::unavailable("the agent is shutting down"));
+        }
+        let plan = self.plan(&request, subscription.id());
+        if !plan.capabilities.iter().any(|capability| capability.available) {
+            let reasons: Vec<&str> = plan.capabilities.iter().map(|capability| &*capability.reason).collect();
+            return Err(Status::failed_precondition(format!(
+                "this kernel offers none of the kinds asked for: {}",
+                reasons.join("; ")
+            )));
+        }
+        tracing::info!(stream = subscription.id(), kinds = kinds.bits(), workloads = plan.workloads_total, "stream opened");
+        subscription.begin_with(Message::Plan(plan));
+        let ended = Ended(subscription);
+        let messages = stream::unfold(ended, |mut ended| async move {
+            let message = ended.0.next().await?;
+            Some((Ok(message), ended))
+        });
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+        let asked = request.into_inner().request.unwrap_or_default();
+        let request = filter::Request::parse(&asked, &self.limits).map_err(|error| invalid(&error, "request."))?;
+        Ok(Response::new(v1::ExplainResponse { plan: Some(self.plan(&request, 0)) }))
+    }
+
+    async fn list_workloads(
+        &self,
+        request: Request<v1::ListWorkloadsRequest>,
+    ) -> Result<Response<v1::ListWorkloadsResponse>, Status> {
+        let asked = request.into_inner().selector;
+        let selector = Selector::parse(asked.as_ref()).map_err(|error| invalid(&error, ""))?;
+        let live = self.index.live();
+        let matching = live.iter().filter(|live| selector.matches(&live.workload));
+        let mut workloads: Vec<v1::Workload> = matching.map(|live| (*live.workload).clone()).collect();
+        workloads.sort_by(|a, b| a.cgroup_path.cmp(&b.cgroup_path));
+        Ok(Response::new(v1::ListWorkloadsResponse { workloads }))
+    }
+
+    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let Self { facts, hub, index, state, .. } = self;
+        let node = state.load();
+        let kinds = node.capabilities.iter().map(|capability| capability.kind());
+        let losses = kinds.flat_map(|kind| Stage::ALL.map(|stage| (kind, stage))).filter_map(|(kind, stage)| {
+            let count = hub.totals().losses(kind, stage);
+            (count > 0).then(|| v1::NodeLoss { kind: kind.into(), stage: stage.proto().into(), count })
+        });
+        let board = hub.board();
+        let subscriptions = board.listeners().map(|(_, listener)| v1::Subscription {
+            stream_id: listener.id,
+            started: Some(listener.started.into()),
+            request: Some(listener.asked.clone()),
+            books: listener.books(),
+        });
+        Ok(Response::new(v1::GetStatusResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: facts.node.clone(),
+            boot_id: facts.boot_id.clone(),
+            kernel_release: facts.kernel_release.clone(),
+            started: Some(facts.started.into()),
+            programs: node.programs.clone(),
+            subscriptions: subscriptions.collect(),
+            losses: losses.collect(),
+            pod_source: Some(index.status()),
+            cgroups: index.cgroups() as u32,
+            cgroups_in_scope: node.watched as u32,
+            ring_bytes: facts.ring_bytes.into(),
+        }))
+    }
+
+    async fn list_capabilities(
+        &self,
+        _: Request<v1::ListCapabilitiesRequest>,
+    ) -> Result<Response<v1::ListCapabilitiesResponse>, Status> {
+        let capabilities = self.state.load().capabilities.clone();
+        Ok(Response::new(v1::ListCapabilitiesResponse { capabilities }))
+    }
+}
+
+/// Logs the end of a stream.
+struct Ended(Subscription);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let listener = self.0.listener();
+        let (mut delivered, mut lost) = (0, 0);
+        for books in listener.books() {
+            delivered += books.delivered;
+            lost += books.lost.iter().map(|loss| loss.count).sum::<u64>();
+        }
+        tracing::info!(stream = listener.id, delivered, lost, "stream closed");
+    }
+}
+
+/// INVALID_ARGUMENT with the field as google.rpc.BadRequest has it.
+fn invalid(error: &Invalid, within: &str) -> Status {
+    let Invalid { field, problem } = error;
+    let field = format!("{within}{field}");
+    let details = ErrorDetails::with_bad_request_violation(&field, problem);
+    Status::with_error_details(Code::InvalidArgument, format!("{field}: {problem}"), details)
+}

@@ -1,0 +1,293 @@
+//! Wires the rooms, starts them and ends them. The only file that knows all of them.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
+use dinle_proto::server::observer_server::ObserverServer;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+use crate::{
+    api::{Api, Facts},
+    config::{Config, DRAIN},
+    control::{self, Control, Settle},
+    filter::Limits,
+    hub::Hub,
+    kernel::{Kernel, Options},
+    metrics::{self, Alive, Health},
+    pipeline::{Pipeline, Stats},
+    workload::{self, Index},
+};
+
+/// A peer that does not answer a ping within [`KEEPALIVE_TIMEOUT`] is dead, and its stream ends. Port-forwards that broke
+/// silently are noticed by this.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// See [`KEEPALIVE`].
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs the agent until it is told to stop.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    config.check_listen().map_err(anyhow::Error::msg)?;
+    let options = Options { ring_bytes: config.ring_bytes, ways: config.ways.clone() };
+    if config.check {
+        return check(&options);
+    }
+    // Ports and signals first: nothing is loaded for an agent that cannot serve.
+    let mut stop = Stop::listen()?;
+    let grpc = bind(config.listen, "--listen").await?;
+    let http = bind(config.http, "--http").await?;
+    let node_name = node_name(config.node_name.as_deref())?;
+    let cgroup_root = cgroup_root(config.cgroup_root.as_deref())?;
+
+    let Kernel { scope, mut programs, reader, counters } = Kernel::load(&options)?;
+    let nudge = reader.sleeper.nudge();
+    let (hub, publisher) = Hub::new({
+        let nudge = nudge.clone();
+        move || nudge.nudge()
+    });
+    let index = Index::new(&node_name);
+    // The tracker is attached: what is made from now on is told, and what was there before is found.
+    let found = index
+        .walk(&cgroup_root)
+        .with_context(|| format!("the tree of cgroups at {} cannot be walked; see --cgroup-root", cgroup_root.display()))?;
+    let node = Arc::new(ArcSwap::from_pointee(control::node(&programs.status())));
+    for capability in node.load().capabilities.iter().filter(|capability| !capability.available) {
+        tracing::warn!(kind = capability.kind().as_str_name(), reason = capability.reason, "unavailable on this kernel");
+    }
+    let stats = Arc::new(Stats::default());
+    let (settle, settles) = Settle::new();
+    let reader = ReaderThread::spawn(
+        Pipeline {
+            reader,
+            counters,
+            index: index.clone(),
+            publisher,
+            stats: stats.clone(),
+            stop: Arc::default(),
+        },
+        nudge.clone(),
+    )?;
+    let control = tokio::spawn(
+        Control {
+            hub: hub.clone(),
+            index: index.clone(),
+            programs,
+            scope,
+            stats: stats.clone(),
+            node: node.clone(),
+            cgroup_root: cgroup_root.clone(),
+            linger: config.linger,
+            settle: settles,
+        }
+        .run(),
+    );
+    // The reader tells streams what becomes known of their workloads.
+    let mut changes = index.changes();
+    let nudging = tokio::spawn(async move {
+        while changes.changed().await.is_ok() {
+            nudge.nudge();
+        }
+    });
+    let pods = tokio::spawn(workload::run(config.pods.clone(), index.clone(), node_name.clone()));
+
+    let facts = Facts {
+        node: node_name.clone(),
+        boot_id: read_trimmed("/proc/sys/kernel/random/boot_id")?,
+        kernel_release: read_trimmed("/proc/sys/kernel/osrelease")?,
+        started: SystemTime::now(),
+        ring_bytes: config.ring_bytes,
+    };
+    let health = Health { hub: hub.clone(), index: index.clone(), stats, node: node.clone(), alive: Arc::new(Alive::default()) };
+    let http_task = tokio::spawn(async move { axum::serve(http, metrics::router(health)).await });
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    reporter.set_serving::<ObserverServer<Api>>().await;
+    let api = Api { facts, hub: hub.clone(), index, state: node, settle, limits: Limits::default() };
+    let reflection = tonic_reflection::server::Builder::configure;
+    let described = |builder: tonic_reflection::server::Builder<'static>| {
+        builder
+            .register_encoded_file_descriptor_set(dinle_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let (draining, drained) = tokio::sync::oneshot::channel::<()>();
+    let serving = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(ObserverServer::new(api))
+        .add_service(health_service)
+        .add_service(described(reflection()).build_v1().context("reflection")?)
+        .add_service(described(reflection()).build_v1alpha().context("reflection")?)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(grpc), async {
+            // A sender that is gone means the same.
+            _ = drained.await;
+        });
+    let mut serving = tokio::spawn(serving);
+    tracing::info!(
+        listen = %config.listen, http = %config.http, node = node_name, pods = %config.pods,
+        cgroup_root = %cgroup_root.display(), cgroups = found, "listening"
+    );
+
+    let ended = tokio::select! {
+        name = stop.wait() => {
+            tracing::info!(signal = name, "stopping: streams get their final books");
+            Ok(())
+        }
+        served = &mut serving => served.context("the gRPC server")?.context("the gRPC server"),
+        ended = reader.ended() => bail!("the reader thread ended: {ended}"),
+    };
+    reporter.set_not_serving::<ObserverServer<Api>>().await;
+    hub.shutdown();
+    drop(draining);
+    if ended.is_ok() && timeout(DRAIN, &mut serving).await.is_err() {
+        tracing::warn!(seconds = DRAIN.as_secs(), "streams did not end in time and are cut");
+    }
+    serving.abort();
+    for task in [nudging, pods] {
+        task.abort();
+    }
+    http_task.abort();
+    control.abort();
+    // The programs go with the controller: whatever happens next, nothing stays attached.
+    _ = control.await;
+    drop(reader);
+    ended
+}
+
+/// Loads everything, and says what became of it: `PROGRAM <name> <ok|unavailable> <instructions or reason>`, separated by tabs.
+fn check(options: &Options) -> anyhow::Result<()> {
+    let Kernel { mut programs, .. } = Kernel::load(options)?;
+    let hooks = programs.status();
+    for way in hooks.iter().flat_map(|hook| &hook.ways) {
+        match &way.verified {
+            Ok(instructions) => println!("PROGRAM\t{}\tok\t{instructions}", way.program),
+            Err(reason) => println!("PROGRAM\t{}\tunavailable\t{reason}", way.program),
+        }
+    }
+    let missing: Vec<String> = hooks.iter().filter_map(|hook| hook.reason()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!("some hooks have no way to attach: {}", missing.join("; "))
+}
+
+/// Signals that end the agent. SIGHUP does nothing: a terminal that closes is no reason to stop listening.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Self> {
+        let on = |kind| signal(kind).context("signals cannot be handled");
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => tracing::info!("SIGHUP does nothing"),
+            }
+        }
+    }
+}
+
+/// The reader's thread. Dropping it ends the thread.
+struct ReaderThread {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    nudge: crate::kernel::Nudge,
+}
+
+impl ReaderThread {
+    fn spawn(pipeline: Pipeline, nudge: crate::kernel::Nudge) -> anyhow::Result<Self> {
+        let stop = pipeline.stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("dinle-reader".into())
+            .spawn(|| pipeline.run())
+            .context("the reader's thread")?;
+        Ok(Self { thread: Some(thread), stop, nudge })
+    }
+
+    /// Comes back only if the thread ended by itself, which it never should.
+    async fn ended(&self) -> &'static str {
+        const LOOK: Duration = Duration::from_secs(1);
+        let mut looks = tokio::time::interval(LOOK);
+        loop {
+            looks.tick().await;
+            if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
+                return "a defect; its message is above";
+            }
+        }
+    }
+}
+
+impl Drop for ReaderThread {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.nudge.nudge();
+        if let Some(thread) = self.thread.take() {
+            // A panic was printed when it happened.
+            _ = thread.join();
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{flag} {address} cannot be listened on; is another agent running?"))
+}
+
+fn node_name(given: Option<&str>) -> anyhow::Result<String> {
+    match given {
+        Some(name) if !name.is_empty() => Ok(name.to_owned()),
+        _ => read_trimmed("/proc/sys/kernel/hostname"),
+    }
+}
+
+fn read_trimmed(path: &str) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{path} cannot be read"))?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// The root of the v2 hierarchy: has `cgroup.procs`, and no v1 controllers beside it.
+fn cgroup_root(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let candidates = match given {
+        Some(root) => vec![root.to_owned()],
+        None => ["/host/sys/fs/cgroup", "/sys/fs/cgroup"].map(PathBuf::from).to_vec(),
+    };
+    for root in &candidates {
+        for root in [root.clone(), root.join("unified")] {
+            if root.join("cgroup.procs").exists() && root.join("cgroup.controllers").exists() {
+                return Ok(root);
+            }
+        }
+    }
+    let tried: Vec<String> = candidates.iter().map(|root| root.display().to_string()).collect();
+    bail!(
+        "no cgroup2 tree at {} (nor at `unified` below); mount the node's /sys/fs/cgroup and name it with --cgroup-root",
+        tried.join(" or ")
+    )
+}

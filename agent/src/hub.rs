@@ -1,0 +1,219 @@
+//! HUB: who is listening, what they are owed, and what they lost.
+//!
+//! Two halves share one [`Listener`] for each stream: the reader thread's [`Publisher`] pushes into its queue and never waits,
+//! the stream's [`Subscription`] takes out of it. They share counters and a queue, no lock.
+
+mod books;
+mod demand;
+mod publisher;
+mod subscription;
+
+pub use books::{Stage, Totals};
+pub use demand::{Demand, Want};
+pub use publisher::{Command, Publisher, encode_name};
+pub use subscription::Subscription;
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::SystemTime,
+};
+
+use arc_swap::ArcSwap;
+use dinle_proto::v1;
+use tokio::sync::{oneshot, watch};
+
+use crate::filter::Request;
+use books::Books;
+use subscription::{Item, Queue};
+
+/// Streams that can be open at a time: as many as a set of bits has.
+pub const LISTENERS_MAX: usize = 64;
+
+/// Room for numbers of kinds.
+pub const KINDS: usize = 64;
+
+/// One open stream.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its number, from 1, never used again.
+    pub id: u64,
+    /// Since when.
+    pub started: SystemTime,
+    /// What it asked for, as it was asked.
+    pub asked: v1::SubscribeRequest,
+    /// The same, understood.
+    pub request: Request,
+    books: Books,
+    queue: Queue,
+}
+
+impl Listener {
+    /// Its books as of now.
+    pub fn books(&self) -> Vec<v1::KindBooks> {
+        self.books.tell(self.request.kinds)
+    }
+}
+
+/// Who listens, at one moment. A listener keeps its place for as long as it is there.
+#[derive(Debug)]
+pub struct Board {
+    version: u64,
+    places: [Option<Arc<Listener>>; LISTENERS_MAX],
+    slots: Arc<demand::Slots>,
+}
+
+impl Board {
+    /// Everyone, with their place as a bit.
+    pub fn listeners(&self) -> impl Iterator<Item = (u64, &Arc<Listener>)> {
+        let place = |(place, listener): (usize, &_)| (1 << place, listener);
+        let taken = self.places.iter().enumerate();
+        taken.filter_map(move |(at, listener)| Some(place((at, listener.as_ref()?))))
+    }
+}
+
+/// No room for another stream.
+#[derive(Debug, thiserror::Error)]
+#[error("{LISTENERS_MAX} streams are open already, which is the limit; end one of them")]
+pub struct Full;
+
+/// The place where streams and the reader meet.
+#[derive(Clone)]
+pub struct Hub(Arc<Inner>);
+
+struct Inner {
+    board: ArcSwap<Board>,
+    /// Guards changes of the board, and the commands' sender.
+    changing: Mutex<mpsc::Sender<Command>>,
+    changed: watch::Sender<u64>,
+    shutdown: watch::Sender<bool>,
+    next_id: AtomicU64,
+    totals: Totals,
+    /// Makes the reader look at commands and at the board.
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Hub {
+    /// A hub without listeners, and the reader's end of it. `wake` interrupts the reader's sleep.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> (Self, Publisher) {
+        let board = Arc::new(Board {
+            version: 0,
+            places: [const { None }; LISTENERS_MAX],
+            slots: Arc::default(),
+        });
+        let (sender, commands) = mpsc::channel();
+        let hub = Self(Arc::new(Inner {
+            board: ArcSwap::new(board),
+            changing: Mutex::new(sender),
+            changed: watch::Sender::new(0),
+            shutdown: watch::Sender::new(false),
+            next_id: AtomicU64::new(1),
+            totals: Totals::default(),
+            wake: Box::new(wake),
+        }));
+        let publisher = Publisher::new(hub.clone(), commands);
+        (hub, publisher)
+    }
+
+    /// Opens a stream. It ends when the subscription is dropped.
+    pub fn subscribe(&self, asked: v1::SubscribeRequest, request: Request) -> Result<Subscription, Full> {
+        let (queue, receiver) = Queue::new(request.queue_bytes);
+        let listener = Arc::new(Listener {
+            id: self.0.next_id.fetch_add(1, Ordering::Relaxed),
+            started: SystemTime::now(),
+            asked,
+            request,
+            books: Books::default(),
+            queue,
+        });
+        self.change(|places, _| {
+            let free = places.iter_mut().find(|place| place.is_none()).ok_or(Full)?;
+            *free = Some(listener.clone());
+            Ok(())
+        })?;
+        Ok(Subscription::new(self.clone(), listener, receiver))
+    }
+
+    /// Who listens now.
+    pub fn board(&self) -> Arc<Board> {
+        self.0.board.load_full()
+    }
+
+    /// Grows whenever a listener comes or goes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// What was delivered and lost on this node so far.
+    pub fn totals(&self) -> &Totals {
+        &self.0.totals
+    }
+
+    /// Ends all streams, each with its final books.
+    pub fn shutdown(&self) {
+        self.0.shutdown.send_replace(true);
+    }
+
+    /// Comes back when the reader has seen everything that happened in the kernel before the call. `false` if there is no reader.
+    pub async fn sync(&self) -> bool {
+        let (done, wait) = oneshot::channel();
+        self.command(Command::Sync(done));
+        wait.await.is_ok()
+    }
+
+    /// Tells every listener to that kind of events that nobody can attribute to a pod.
+    pub fn lose_everywhere(&self, kind: v1::Kind, stage: Stage, count: u64) {
+        self.0.totals.lost(kind, stage, count);
+        for (_, listener) in self.board().listeners() {
+            if listener.request.kinds.contains(kind) {
+                listener.books.lose(kind, stage, count);
+            }
+        }
+    }
+
+    fn command(&self, command: Command) {
+        // Without a reader there is nobody to tell: whoever waits for an answer sees its channel close.
+        _ = self.lock().send(command);
+        (self.0.wake)();
+    }
+
+    fn remove(&self, id: u64) {
+        let Ok(()) = self.change(|places, _| {
+            let own = |place: &&mut Option<Arc<Listener>>| place.as_ref().is_some_and(|one| one.id == id);
+            if let Some(place) = places.iter_mut().find(own) {
+                *place = None;
+            }
+            Ok::<_, std::convert::Infallible>(())
+        });
+    }
+
+    /// Puts a new board in place of the old one.
+    fn change<E>(
+        &self,
+        change: impl FnOnce(
+            &mut [Option<Arc<Listener>>; LISTENERS_MAX],
+            &mut Arc<demand::Slots>,
+        ) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let guard = self.lock();
+        let old = self.0.board.load_full();
+        let (mut places, mut slots) = (old.places.clone(), old.slots.clone());
+        change(&mut places, &mut slots)?;
+        let version = old.version + 1;
+        self.0.board.store(Arc::new(Board { version, places, slots }));
+        drop(guard);
+        self.0.changed.send_replace(version);
+        (self.0.wake)();
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, mpsc::Sender<Command>> {
+        self.0.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+//! The reader's half: matches events, encodes each once, and pushes them in batches. Never waits for anyone.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, mpsc},
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use dinle_proto::v1::{self, EndReason};
+use prost::{Message as _, encoding};
+use tokio::sync::oneshot;
+
+use super::{Board, Hub, Item, KINDS, Listener, Stage};
+use crate::filter::Family;
+
+/// A batch is sent when it is this large: far below the 4 MiB that gRPC clients accept, and large enough that a message's cost
+/// is spread over hundreds of events.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// Room in front of a batch for the message's own fields: two keys, two lengths and a sequence number.
+const HEAD: usize = 32;
+
+/// What streams ask of the reader.
+#[derive(Debug)]
+pub enum Command {
+    /// Answer when everything that happened before is dealt with.
+    Sync(oneshot::Sender<()>),
+    /// Give that stream everything that happened before, and its end.
+    Finish(u64, EndReason),
+}
+
+/// The reader's end of the hub.
+pub struct Publisher {
+    hub: Hub,
+    board: Arc<Board>,
+    voices: HashMap<u64, Voice>,
+    commands: mpsc::Receiver<Command>,
+    /// Streams that have got all that they asked for.
+    finished: Vec<u64>,
+    /// The event in hand, encoded.
+    encoded: Vec<u8>,
+}
+
+/// What the reader keeps of one listener, under its bit.
+struct Voice {
+    listener: Arc<Listener>,
+    batch: Batch,
+    next_sequence: u64,
+    /// Events that may still be delivered.
+    remaining: Option<u64>,
+    family: Family,
+    /// Workloads that the stream's events named, as it knows them.
+    known: HashMap<u64, Arc<v1::Workload>>,
+    done: bool,
+}
+
+struct Batch {
+    bytes: BytesMut,
+    first_sequence: u64,
+    counts: [u32; KINDS],
+    events: u64,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self { bytes: BytesMut::zeroed(HEAD), first_sequence: 0, counts: [0; KINDS], events: 0 }
+    }
+}
+
+impl Publisher {
+    pub(super) fn new(hub: Hub, commands: mpsc::Receiver<Command>) -> Self {
+        let board = hub.board();
+        Self { hub, board, voices: HashMap::new(), commands, finished: Vec::new(), encoded: Vec::new() }
+    }
+
+    /// The board has changed since [`Self::refresh`]: losses up to now are still the old listeners'.
+    pub fn is_stale(&self) -> bool {
+        self.hub.0.board.load().version != self.board.version
+    }
+
+    /// Looks at the board. What was decided by [`Self::targets`] holds no more.
+    pub fn refresh(&mut self) {
+        self.flush();
+        self.board = self.hub.board();
+        let Self { board, voices, .. } = self;
+        let mut old = std::mem::take(voices);
+        for (bit, listener) in board.listeners() {
+            let voice = match old.remove(&bit) {
+                Some(voice) if voice.listener.id == listener.id => voice,
+                _ => Voice {
+                    listener: listener.clone(),
+                    batch: Batch::new(),
+                    next_sequence: 1,
+                    remaining: listener.request.max_events,
+                    family: Family::default(),
+                    known: HashMap::new(),
+                    done: false,
+                },
+            };
+            voices.insert(bit, voice);
+        }
+    }
+
+    /// Who wants that kind of events of that workload, as bits. Decided once for a cgroup, not for each event.
+    pub fn targets(&self, kind: v1::Kind, workload: &v1::Workload) -> u64 {
+        let wants = |listener: &Listener| {
+            listener.request.kinds.contains(kind) && listener.request.selector.matches(workload)
+        };
+        self.board.listeners().filter(|(_, listener)| wants(listener)).fold(0, |bits, (bit, _)| bits | bit)
+    }
+
+    /// The pod that a slot counts for.
+    pub fn pod_of_slot(&self, slot: u32) -> Option<Arc<v1::Workload>> {
+        self.board.slots.pod(slot).cloned()
+    }
+
+    /// Slots whose losses somebody must be told of.
+    pub fn watched_slots(&self) -> Vec<u32> {
+        self.board.slots.watched().collect()
+    }
+
+    /// Gives an event to those of `targets` whose filter it passes. `name` is [`encode_name`] of the workload.
+    pub fn publish(&mut self, event: &v1::Event, kind: v1::Kind, workload: &Arc<v1::Workload>, name: &[u8], targets: u64) {
+        let Self { voices, encoded, finished, hub, .. } = self;
+        encoded.clear();
+        let mut left = targets;
+        while left != 0 {
+            let bit = left & left.wrapping_neg();
+            left ^= bit;
+            let Some(voice) = voices.get_mut(&bit) else { continue };
+            if voice.done || !voice.listener.request.filter.matches(event, &mut voice.family) {
+                continue;
+            }
+            if encoded.is_empty() {
+                // A vector grows: encoding into it cannot fail.
+                _ = event.encode(encoded);
+            }
+            voice.push(kind, workload, encoded, name, hub);
+            if voice.done {
+                finished.push(voice.listener.id);
+            }
+        }
+    }
+
+    /// Sends off what has gathered.
+    pub fn flush(&mut self) {
+        let Self { voices, hub, .. } = self;
+        voices.values_mut().for_each(|voice| voice.flush(hub));
+    }
+
+    /// Counts events that were lost before anyone could match them, for those who watch their slot.
+    pub fn lose(&mut self, slot: u32, kind: v1::Kind, stage: Stage, count: u64) {
+        self.hub.0.totals.lost(kind, stage, count);
+        let watching = self.board.slots.listeners(slot);
+        for (bit, listener) in self.board.listeners() {
+            if watching & bit != 0 && listener.request.kinds.contains(kind) {
+                listener.books.lose(kind, stage, count);
+            }
+        }
+    }
+
+    /// Tells each stream what has become known of workloads that its events named.
+    pub fn workloads_changed(&mut self, lookup: impl Fn(u64) -> Option<Arc<v1::Workload>>) {
+        for voice in self.voices.values_mut() {
+            let Voice { known, listener, .. } = voice;
+            known.retain(|&cgroup_id, known| {
+                let Some(now) = lookup(cgroup_id) else {
+                    // Gone and forgotten: its id is not used again.
+                    return false;
+                };
+                if !Arc::ptr_eq(known, &now) {
+                    if **known != *now {
+                        listener.queue.control(update(&now));
+                    }
+                    *known = now;
+                }
+                true
+            });
+        }
+    }
+
+    /// Streams to end now, in addition to [`Command::Finish`], because they have got all that they asked for.
+    pub fn take_finished(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.finished)
+    }
+
+    /// What was asked of the reader since the last call.
+    pub fn commands(&mut self) -> Vec<Command> {
+        self.commands.try_iter().collect()
+    }
+
+    /// Sends a stream its end. What came before is in its queue.
+    pub fn finish(&mut self, id: u64, reason: EndReason) {
+        let Self { voices, hub, .. } = self;
+        if let Some(voice) = voices.values_mut().find(|voice| voice.listener.id == id) {
+            voice.flush(hub);
+            voice.done = true;
+            voice.listener.queue.end(reason);
+        }
+    }
+}
+
+impl Voice {
+    fn push(&mut self, kind: v1::Kind, workload: &Arc<v1::Workload>, event: &[u8], name: &[u8], hub: &Hub) {
+        let Self { listener, batch, next_sequence, remaining, known, .. } = self;
+        let by_reference = listener.request.by_reference;
+        if !known.contains_key(&workload.cgroup_id) {
+            if by_reference {
+                listener.queue.control(update(workload));
+            }
+            known.insert(workload.cgroup_id, workload.clone());
+        }
+        listener.books.matched(kind);
+        if batch.events == 0 {
+            batch.first_sequence = *next_sequence;
+        }
+        *next_sequence += 1;
+        batch.events += 1;
+        batch.counts[kind as usize % KINDS] += 1;
+        let name = if by_reference { &[] } else { name };
+        /// `repeated Event events = 2` of EventBatch.
+        const EVENTS: u32 = 2;
+        encoding::encode_key(EVENTS, encoding::WireType::LengthDelimited, &mut batch.bytes);
+        encoding::encode_varint((event.len() + name.len()) as u64, &mut batch.bytes);
+        batch.bytes.put_slice(event);
+        batch.bytes.put_slice(name);
+        let whole = remaining.is_some_and(|remaining| batch.events >= remaining);
+        if whole || batch.bytes.len() >= BATCH_BYTES {
+            self.flush(hub);
+        }
+    }
+
+    fn flush(&mut self, hub: &Hub) {
+        if self.batch.events == 0 {
+            return;
+        }
+        let Batch { bytes, first_sequence, counts, events } = std::mem::replace(&mut self.batch, Batch::new());
+        let Self { listener, remaining, done, .. } = self;
+        let last_sequence = first_sequence + events - 1;
+        let counts: Vec<(v1::Kind, u64)> = listener
+            .request
+            .kinds
+            .iter()
+            .map(|kind| (kind, u64::from(counts[kind as usize % KINDS])))
+            .filter(|&(_, count)| count > 0)
+            .collect();
+        match listener.queue.push(with_head(bytes, first_sequence), counts) {
+            Ok(()) => {
+                if let Some(remaining) = remaining {
+                    *remaining = remaining.saturating_sub(events);
+                    *done = *remaining == 0;
+                }
+            }
+            Err(counts) => {
+                for (kind, count) in counts {
+                    listener.books.lose_queued(kind, count, first_sequence, last_sequence);
+                    hub.0.totals.lost(kind, Stage::ClientQueue, count);
+                }
+            }
+        }
+    }
+}
+
+/// Makes a SubscribeResponse of a batch's events, which have [`HEAD`] bytes of room before them.
+fn with_head(mut bytes: BytesMut, first_sequence: u64) -> Bytes {
+    /// `EventBatch batch = 2` of SubscribeResponse.
+    const BATCH: u32 = 2;
+    /// `uint64 first_sequence = 1` of EventBatch.
+    const FIRST_SEQUENCE: u32 = 1;
+    let mut first = Vec::with_capacity(HEAD);
+    encoding::uint64::encode(FIRST_SEQUENCE, &first_sequence, &mut first);
+    let mut head = Vec::with_capacity(HEAD);
+    encoding::encode_key(BATCH, encoding::WireType::LengthDelimited, &mut head);
+    encoding::encode_varint((first.len() + bytes.len() - HEAD) as u64, &mut head);
+    head.extend_from_slice(&first);
+    let start = HEAD - head.len();
+    bytes[start..HEAD].copy_from_slice(&head);
+    bytes.freeze().slice(start..)
+}
+
+/// An Event's field `workload`, encoded once for each workload and put behind each of its events.
+pub fn encode_name(workload: &v1::Workload) -> Vec<u8> {
+    /// `WorkloadName workload = 4` of Event.
+    const WORKLOAD: u32 = 4;
+    let v1::Workload { node, namespace, pod, container, state, .. } = workload;
+    let name = v1::WorkloadName {
+        node: node.clone(),
+        namespace: namespace.clone(),
+        pod: pod.clone(),
+        container: container.clone(),
+        state: *state,
+    };
+    let mut bytes = Vec::new();
+    encoding::message::encode(WORKLOAD, &name, &mut bytes);
+    bytes
+}
+
+fn update(workload: &v1::Workload) -> v1::subscribe_response::Message {
+    v1::subscribe_response::Message::Workload(v1::WorkloadUpdate { workload: Some(workload.clone()) })
+}
+
+impl super::subscription::Queue {
+    fn push(&self, bytes: Bytes, counts: Vec<(v1::Kind, u64)>) -> Result<(), Vec<(v1::Kind, u64)>> {
+        let size = bytes.len() as u64;
+        if !self.reserve(size) {
+            return Err(counts);
+        }
+        self.send(Item::Batch { bytes, counts });
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! The stream's half: takes out of the queue, and tells what was lost and how the books stand.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use dinle_proto::{
+    Encoded,
+    v1::{self, EndReason, subscribe_response::Message},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until},
+};
+
+use super::{Command, Hub, KINDS, Listener, Stage};
+
+/// Losses of a kind and stage are told together, at most this often.
+const LOSS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What waits for a stream.
+#[derive(Debug)]
+pub(super) enum Item {
+    Batch { bytes: Bytes, counts: Vec<(v1::Kind, u64)> },
+    /// Small and bounded by the number of workloads: never dropped.
+    Control(Encoded),
+    End(EndReason),
+}
+
+/// Between the reader and one stream: bounded in bytes, not in messages; pushing never waits.
+#[derive(Debug)]
+pub(super) struct Queue {
+    sender: mpsc::UnboundedSender<Item>,
+    bytes: AtomicU64,
+    limit: u64,
+}
+
+impl Queue {
+    pub(super) fn new(limit: u64) -> (Self, mpsc::UnboundedReceiver<Item>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self { sender, bytes: AtomicU64::new(0), limit }, receiver)
+    }
+
+    /// Takes room for a batch. Only the reader does, so nobody comes between.
+    pub(super) fn reserve(&self, size: u64) -> bool {
+        if self.bytes.load(Ordering::Relaxed) + size > self.limit {
+            return false;
+        }
+        self.bytes.fetch_add(size, Ordering::Relaxed);
+        true
+    }
+
+    pub(super) fn send(&self, item: Item) {
+        // A stream that is gone needs nothing any more.
+        _ = self.sender.send(item);
+    }
+
+    pub(super) fn control(&self, message: Message) {
+        self.send(Item::Control(encoded(message)));
+    }
+
+    pub(super) fn end(&self, reason: EndReason) {
+        self.send(Item::End(reason));
+    }
+}
+
+fn encoded(message: Message) -> Encoded {
+    Encoded::new(&v1::SubscribeResponse { message: Some(message) })
+}
+
+/// One client's stream. Dropping it is how a subscriber leaves.
+pub struct Subscription {
+    hub: Hub,
+    listener: Arc<Listener>,
+    items: mpsc::UnboundedReceiver<Item>,
+    pending: VecDeque<Encoded>,
+    /// Losses that the client was told of, by kind and stage.
+    told: Box<[[u64; Stage::ALL.len()]; KINDS]>,
+    /// The last sequence number that a Loss named, by kind.
+    told_last: [u64; KINDS],
+    heartbeats: Interval,
+    loss_checks: Interval,
+    deadline: Option<Instant>,
+    shutdown: watch::Receiver<bool>,
+    finishing: bool,
+    ended: bool,
+}
+
+impl Subscription {
+    pub(super) fn new(hub: Hub, listener: Arc<Listener>, items: mpsc::UnboundedReceiver<Item>) -> Self {
+        let every = |period: Duration| {
+            let mut interval = interval_at(Instant::now() + period, period);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        };
+        Self {
+            items,
+            pending: VecDeque::new(),
+            told: Box::new([[0; _]; KINDS]),
+            told_last: [0; KINDS],
+            heartbeats: every(listener.request.heartbeat),
+            loss_checks: every(LOSS_INTERVAL),
+            deadline: listener.request.max_duration.map(|time| Instant::now() + time),
+            shutdown: hub.0.shutdown.subscribe(),
+            finishing: false,
+            ended: false,
+            hub,
+            listener,
+        }
+    }
+
+    /// The listener's number.
+    pub fn id(&self) -> u64 {
+        self.listener.id
+    }
+
+    /// Its request and books.
+    pub fn listener(&self) -> &Arc<Listener> {
+        &self.listener
+    }
+
+    /// Puts a message before everything that has not been taken yet.
+    pub fn begin_with(&mut self, message: Message) {
+        self.pending.push_front(encoded(message));
+    }
+
+    /// The next message; `None` after the last.
+    pub async fn next(&mut self) -> Option<Encoded> {
+        loop {
+            if let Some(message) = self.pending.pop_front() {
+                return Some(message);
+            }
+            if self.ended {
+                return None;
+            }
+            let Self { items, heartbeats, loss_checks, deadline, shutdown, finishing, .. } = self;
+            let over = async {
+                match deadline {
+                    Some(deadline) => sleep_until(*deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Timers first: a stream that is always busy must still show that it lives.
+            tokio::select! {
+                biased;
+                _ = heartbeats.tick() => {
+                    self.tell_losses();
+                    self.tell_books(EndReason::Unspecified);
+                }
+                _ = loss_checks.tick() => self.tell_losses(),
+                () = over, if !*finishing => self.finish(EndReason::MaxDuration),
+                _ = shutdown.wait_for(|down| *down), if !*finishing => self.finish(EndReason::Shutdown),
+                item = items.recv() => match item {
+                    Some(Item::Batch { bytes, counts }) => return Some(self.deliver(bytes, counts)),
+                    Some(Item::Control(message)) => return Some(message),
+                    Some(Item::End(reason)) => self.end(reason),
+                    // The listener holds a sender.
+                    None => self.end(EndReason::Shutdown),
+                },
+            }
+        }
+    }
+
+    fn deliver(&mut self, bytes: Bytes, counts: Vec<(v1::Kind, u64)>) -> Encoded {
+        let Self { listener, hub, .. } = self;
+        listener.queue.bytes.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
+        for (kind, count) in counts {
+            listener.books.delivered(kind, count);
+            hub.0.totals.delivered(kind, count);
+        }
+        Encoded(bytes)
+    }
+
+    /// Asks the reader for the rest and the end.
+    fn finish(&mut self, reason: EndReason) {
+        self.finishing = true;
+        self.hub.command(Command::Finish(self.listener.id, reason));
+    }
+
+    fn end(&mut self, reason: EndReason) {
+        self.ended = true;
+        self.tell_losses();
+        self.tell_books(reason);
+    }
+
+    fn tell_losses(&mut self) {
+        let Self { listener, told, told_last, pending, .. } = self;
+        for kind in listener.request.kinds.iter() {
+            let at = kind as usize % KINDS;
+            for stage in Stage::ALL {
+                let lost = listener.books.lost(kind, stage);
+                let count = lost - told[at][stage as usize];
+                if count == 0 {
+                    continue;
+                }
+                told[at][stage as usize] = lost;
+                let (first_sequence, last_sequence) = if stage == Stage::ClientQueue {
+                    let (first, last) = listener.books.take_lost_range(kind);
+                    // Told while the reader was counting: then it begins where the last one ended.
+                    let first = if first == 0 { told_last[at] + 1 } else { first };
+                    told_last[at] = last;
+                    (first.min(last), last)
+                } else {
+                    (0, 0)
+                };
+                pending.push_back(encoded(Message::Loss(v1::Loss {
+                    kind: kind.into(),
+                    stage: stage.proto().into(),
+                    count,
+                    first_sequence,
+                    last_sequence,
+                })));
+            }
+        }
+    }
+
+    fn tell_books(&mut self, end: EndReason) {
+        self.pending.push_back(encoded(Message::Heartbeat(v1::Heartbeat {
+            time: Some(SystemTime::now().into()),
+            books: self.listener.books(),
+            end: end.into(),
+        })));
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.hub.remove(self.listener.id);
+    }
+}

@@ -1,0 +1,204 @@
+//! The agent's own health over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for the kubelet.
+
+use std::{
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use dinle_ebpf::Kind;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _, text::encode},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    registry::{Registry, Unit},
+};
+
+use crate::{
+    control::Node,
+    event::proto_kind,
+    hub::{Hub, Stage},
+    pipeline::Stats,
+    workload::Index,
+};
+
+/// A reader that made no round for so long is stuck: it looks at least every 100 ms.
+const STUCK: Duration = Duration::from_secs(10);
+
+/// What is shown.
+#[derive(Clone)]
+pub struct Health {
+    /// Who listens.
+    pub hub: Hub,
+    /// Who runs.
+    pub index: Index,
+    /// The reader's counters.
+    pub stats: Arc<Stats>,
+    /// The kernel half.
+    pub node: Arc<ArcSwap<Node>>,
+    /// When the reader was last seen alive.
+    pub alive: Arc<Alive>,
+}
+
+/// Sees whether a counter moves.
+#[derive(Debug)]
+pub struct Alive {
+    began: Instant,
+    rounds: AtomicU64,
+    /// Milliseconds since `began` when `rounds` was seen to move.
+    moved_ms: AtomicU64,
+}
+
+impl Default for Alive {
+    fn default() -> Self {
+        Self { began: Instant::now(), rounds: AtomicU64::new(0), moved_ms: AtomicU64::new(0) }
+    }
+}
+
+impl Alive {
+    /// How long the counter has stood still, as far as calls of this have seen. The first call sees it move.
+    fn idle(&self, rounds: u64) -> Duration {
+        let now = self.began.elapsed().as_millis() as u64;
+        if self.rounds.swap(rounds, Ordering::Relaxed) != rounds {
+            self.moved_ms.store(now, Ordering::Relaxed);
+        }
+        Duration::from_millis(now.saturating_sub(self.moved_ms.load(Ordering::Relaxed)))
+    }
+}
+
+/// The routes.
+pub fn router(health: Health) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(health)
+}
+
+/// Whether the agent does its work. Never depends on a subscriber or on the API server: a restart would mend neither.
+async fn healthz(State(health): State<Health>) -> impl IntoResponse {
+    let idle = health.alive.idle(health.stats.rounds.load(Ordering::Relaxed));
+    if idle < STUCK {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("the reader has stood still for {} s\n", idle.as_secs()))
+    }
+}
+
+/// Whether events would carry the names of their pods.
+async fn readyz(State(health): State<Health>) -> impl IntoResponse {
+    let source = health.index.status();
+    if source.synced {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        let error = if source.error.is_empty() { "no answer yet" } else { &source.error };
+        (StatusCode::SERVICE_UNAVAILABLE, format!("pods are not known yet ({}: {error})\n", source.name))
+    }
+}
+
+async fn metrics(State(health): State<Health>) -> impl IntoResponse {
+    let mut registry = Registry::with_prefix("dinle");
+    registry.register_collector(Box::new(Metrics(health)));
+    let mut text = String::new();
+    if let Err(error) = encode(&mut text, &registry) {
+        text.clear();
+        _ = writeln!(text, "# metrics cannot be encoded: {error}");
+    }
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(axum::http::header::CONTENT_TYPE, kind)], text)
+}
+
+#[derive(Clone)]
+struct Metrics(Health);
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Collector for Metrics {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Self(Health { hub, index, stats, node, .. }) = self;
+        let node = node.load();
+        let kinds = || Kind::ALL.iter().map(|&kind| (kind, kind_name(kind)));
+
+        let counter = ConstCounter::new(0u64).metric_type();
+        let gauge = ConstGauge::new(0i64).metric_type();
+        let mut family = out.encode_descriptor("frames", "Frames taken out of the kernel's ring", None, counter)?;
+        for (kind, name) in kinds() {
+            let count = stats.frames[kind as usize].load(Ordering::Relaxed);
+            ConstCounter::new(count).encode(family.encode_family(&[("kind", &*name)])?)?;
+        }
+        let mut family = out.encode_descriptor("events_delivered", "Events sent, each to each of its subscribers", None, counter)?;
+        for (kind, name) in kinds() {
+            let count = hub.totals().deliveries(proto_kind(kind));
+            ConstCounter::new(count).encode(family.encode_family(&[("kind", &*name)])?)?;
+        }
+        let mut family = out.encode_descriptor("events_lost", "Events lost, by stage; each stream is told of its own", None, counter)?;
+        for (kind, name) in kinds() {
+            for stage in Stage::ALL {
+                let count = hub.totals().losses(proto_kind(kind), stage);
+                ConstCounter::new(count).encode(family.encode_family(&[("kind", &*name), ("stage", stage.name())])?)?;
+            }
+        }
+        let mut one = |name, help, count: u64| {
+            ConstCounter::new(count).encode(out.encode_descriptor(name, help, None, counter)?)
+        };
+        one("frames_undecodable", "Frames that could not be read", stats.undecodable.load(Ordering::Relaxed))?;
+        one("tracker_records_lost", "Cgroups whose creation was not told; the tree was walked anew", stats.tracker_lost.load(Ordering::Relaxed))?;
+        one("scope_inheritance_failures", "New cgroups that could not be watched: the kernel's table was full", stats.scope_full.load(Ordering::Relaxed))?;
+        one("workloads_refused", "Cgroups and pods beyond the limits", index.refused())?;
+        let mut one = |name, help, value: i64| {
+            ConstGauge::new(value).encode(out.encode_descriptor(name, help, None, gauge)?)
+        };
+        one("subscriptions", "Streams that are open", hub.board().listeners().count() as i64)?;
+        one("cgroups", "Cgroups that are known", index.cgroups() as i64)?;
+        one("cgroups_watched", "Cgroups that the kernel reports on", node.watched as i64)?;
+        one("pods", "Pods that the pod source told of", index.status().pods.into())?;
+        one("pods_synced", "1 once the pod source has told everything", index.status().synced.into())?;
+        let mut family = out.encode_descriptor("program_attached", "1 while a program is attached", None, gauge)?;
+        for program in &node.programs {
+            let labels = [("hook", &*program.hook), ("way", &*program.way)];
+            ConstGauge::new(i64::from(program.attached)).encode(family.encode_family(&labels)?)?;
+        }
+        let mut family = out.encode_descriptor("program_skipped", "Runs that the kernel skipped because the program already ran on that CPU", None, counter)?;
+        for program in &node.programs {
+            let labels = [("hook", &*program.hook), ("way", &*program.way)];
+            ConstCounter::new(program.recursion_misses).encode(family.encode_family(&labels)?)?;
+        }
+        let resident = Unit::Bytes;
+        let family = out.encode_descriptor("resident_memory", "Memory of the agent", Some(&resident), gauge)?;
+        ConstGauge::new(resident_bytes() as i64).encode(family)
+    }
+}
+
+fn kind_name(kind: Kind) -> String {
+    proto_kind(kind).as_str_name().trim_start_matches("KIND_").to_ascii_lowercase()
+}
+
+/// Second field of /proc/self/statm, in bytes; 0 where /proc is not there.
+fn resident_bytes() -> u64 {
+    const PAGE: u64 = 4096;
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.as_deref().and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+    pages.unwrap_or(0) * PAGE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_that_moves_is_alive() {
+        let alive = Alive::default();
+        assert!(alive.idle(5) < STUCK);
+        alive.moved_ms.store(0, Ordering::Relaxed);
+        assert!(alive.idle(6) < Duration::from_secs(1), "it moved just now");
+    }
+}

@@ -1,0 +1,213 @@
+//! The way of an event, from top to bottom: ring → open → identify → route → decode → publish. One thread, the reader, goes it
+//! for all events; it waits for nothing but the kernel.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use dinle_ebpf::Kind;
+use dinle_proto::v1;
+
+use crate::{
+    event::{self, Clock, Envelope},
+    hub::{Command, Publisher, Stage, encode_name},
+    kernel::{CgroupEvent, Counters, Reader, boot_unix_ns},
+    workload::Index,
+};
+
+/// Frames between two looks at the tracker, at commands and at who listens: bounds their delay under load to some ten milliseconds.
+const PASS: usize = 8192;
+
+/// How often losses are read from the kernel and the clock is compared.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// What the reader tells the rest of the agent. Counters only grow.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Frames taken out of the ring, by kind.
+    pub frames: [AtomicU64; Kind::TABLE as usize],
+    /// Frames that could not be read.
+    pub undecodable: AtomicU64,
+    /// Records that the tracker's ring had no room for.
+    pub tracker_lost: AtomicU64,
+    /// New cgroups that could not inherit their parent's scope.
+    pub scope_full: AtomicU64,
+    /// The tree of cgroups must be walked anew.
+    pub rescan: AtomicBool,
+    /// Rounds of the loop: a reader that stands still is stuck.
+    pub rounds: AtomicU64,
+}
+
+/// The reader.
+pub struct Pipeline {
+    /// Where frames come from.
+    pub reader: Reader,
+    /// What the kernel counted.
+    pub counters: Counters,
+    /// Who a cgroup is.
+    pub index: Index,
+    /// Where events go.
+    pub publisher: Publisher,
+    /// What is told.
+    pub stats: Arc<Stats>,
+    /// Ends the loop.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// What is decided once for a cgroup, until workloads or listeners change.
+struct Route {
+    workload: Arc<v1::Workload>,
+    name: Vec<u8>,
+    /// Listeners by kind, as bits.
+    targets: [u64; Kind::TABLE as usize],
+}
+
+impl Pipeline {
+    /// Runs until it is stopped. Give it a thread of its own.
+    pub fn run(self) {
+        let Self { mut reader, mut counters, index, mut publisher, stats, stop } = self;
+        let mut routes: HashMap<u64, Route> = HashMap::new();
+        let mut epoch = index.epoch();
+        let mut clock = Clock { boot_unix_ns: boot_unix_ns() };
+        let mut housekeeping = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            stats.rounds.fetch_add(1, Ordering::Relaxed);
+            // Taken first: what happened before a command is in the rings and on the board by now.
+            let commands = publisher.commands();
+            track(&mut reader, &index);
+            if publisher.is_stale() {
+                // What was lost until now is told to those who listened until now.
+                losses(&mut counters, &mut publisher, &stats);
+                publisher.refresh();
+                routes.clear();
+            }
+            if index.epoch() != epoch {
+                epoch = index.epoch();
+                routes.clear();
+                publisher.workloads_changed(|cgroup_id| index.get(cgroup_id));
+            }
+            let drain = if commands.is_empty() { PASS } else { usize::MAX };
+            let Reader { events, cgroups, .. } = &mut reader;
+            let mut frames = 0;
+            while frames < drain && events.next(|frame| {
+                let envelope = match event::open(frame) {
+                    Ok(envelope) => envelope,
+                    Err(error) => return undecodable(&stats, &error),
+                };
+                let Envelope { header, kind, .. } = &envelope;
+                stats.frames[*kind as usize].fetch_add(1, Ordering::Relaxed);
+                let proto_kind = event::proto_kind(*kind);
+                let route = match routes.get(&header.cgroup_id) {
+                    Some(route) => route,
+                    None => {
+                        // A cgroup that is new: the tracker told of it before anything ran in it.
+                        while cgroups.cgroup(|event| note(&index, event)).is_some() {}
+                        let Some(workload) = identify(&index, &publisher, header.cgroup_id, header.slot) else {
+                            stats.rescan.store(true, Ordering::Relaxed);
+                            return publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
+                        };
+                        let route = Route::new(workload, &publisher);
+                        routes.entry(header.cgroup_id).or_insert(route)
+                    }
+                };
+                let targets = route.targets[*kind as usize];
+                if targets == 0 {
+                    return;
+                }
+                match event::decode(&envelope, clock) {
+                    Ok(event) => publisher.publish(&event, proto_kind, &route.workload, &route.name, targets),
+                    Err(error) => {
+                        undecodable(&stats, &error);
+                        publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
+                    }
+                }
+            }).is_some() {
+                frames += 1;
+            }
+            publisher.flush();
+            let finished = publisher.take_finished();
+            if !commands.is_empty() || !finished.is_empty() || housekeeping.elapsed() >= HOUSEKEEPING {
+                housekeeping = Instant::now();
+                clock.boot_unix_ns = boot_unix_ns();
+                losses(&mut counters, &mut publisher, &stats);
+            }
+            for id in finished {
+                publisher.finish(id, v1::EndReason::MaxEvents);
+            }
+            for command in commands {
+                match command {
+                    Command::Finish(id, reason) => publisher.finish(id, reason),
+                    // Whoever asked may have left.
+                    Command::Sync(done) => _ = done.send(()),
+                }
+            }
+            if let Err(error) = reader.sleeper.wait(frames > 0) {
+                tracing::error!(%error, "the reader cannot ask the kernel to be woken; it looks every millisecond instead");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+impl Route {
+    fn new(workload: Arc<v1::Workload>, publisher: &Publisher) -> Self {
+        let mut targets = [0; Kind::TABLE as usize];
+        for &kind in Kind::ALL {
+            targets[kind as usize] = publisher.targets(event::proto_kind(kind), &workload);
+        }
+        Self { name: encode_name(&workload), workload, targets }
+    }
+}
+
+/// Who that is. A cgroup that nobody told of is at least of the pod whose slot it inherited.
+fn identify(index: &Index, publisher: &Publisher, cgroup_id: u64, slot: u32) -> Option<Arc<v1::Workload>> {
+    index.get(cgroup_id).or_else(|| {
+        let pod = publisher.pod_of_slot(slot)?;
+        Some(Arc::new(v1::Workload { cgroup_id, cgroup_path: String::new(), ..(*pod).clone() }))
+    })
+}
+
+fn track(reader: &mut Reader, index: &Index) {
+    while reader.cgroups.cgroup(|event| note(index, event)).is_some() {}
+}
+
+fn note(index: &Index, event: Option<CgroupEvent<'_>>) {
+    match event {
+        Some(CgroupEvent::Created { id, parent_id, path, path_cut }) => index.cgroup_created(id, parent_id, &path, path_cut),
+        Some(CgroupEvent::Released { id }) => index.cgroup_released(id),
+        None => tracing::error!("a record of the cgroup tracker is malformed"),
+    }
+}
+
+fn undecodable(stats: &Stats, error: &event::DecodeError) {
+    // The first of them is enough to see what is wrong, and the counter tells how many there were.
+    if stats.undecodable.fetch_add(1, Ordering::Relaxed) == 0 {
+        tracing::error!(%error, "a frame of the ring is malformed");
+    }
+}
+
+fn losses(counters: &mut Counters, publisher: &mut Publisher, stats: &Stats) {
+    match counters.losses(publisher.watched_slots()) {
+        Ok(losses) => {
+            for loss in losses {
+                publisher.lose(loss.slot, event::proto_kind(loss.kind), Stage::KernelRing, loss.count);
+            }
+        }
+        Err(error) => tracing::error!(%error, "the kernel's loss counters cannot be read"),
+    }
+    match counters.tracker() {
+        Ok(counts) => {
+            stats.tracker_lost.fetch_add(counts.lost, Ordering::Relaxed);
+            stats.scope_full.fetch_add(counts.scope_full, Ordering::Relaxed);
+            if counts.lost > 0 {
+                stats.rescan.store(true, Ordering::Relaxed);
+            }
+        }
+        Err(error) => tracing::error!(%error, "the tracker's counters cannot be read"),
+    }
+}
