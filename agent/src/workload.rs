@@ -243,9 +243,10 @@ impl Index {
     }
 
     fn change(&self, edit: impl FnOnce(&mut Table) -> bool) {
-        let mut table = self.write();
-        if edit(&mut table) {
-            // Under the lock, so that nobody sees the new number and gets an old answer.
+        let changed = edit(&mut self.write());
+        if changed {
+            // After the table, so that whoever sees the new number gets the new answers; and without its lock, so that whoever
+            // holds a borrow of the channel may ask.
             self.0.epoch.send_modify(|epoch| *epoch += 1);
         }
     }
