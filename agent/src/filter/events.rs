@@ -1,0 +1,576 @@
+//! Which events of the workloads.
+
+use std::collections::{BTreeSet, HashMap};
+
+use dinle_proto::v1;
+
+use super::{Invalid, Kinds, check_elements, pattern::Pattern};
+
+/// Pids that a [`Family`] remembers: as many processes as a busy node runs, in about 3 MiB.
+const FAMILY_MAX: usize = 65_536;
+
+/// Which events a subscriber wants.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    comm: Vec<Pattern>,
+    binary: Vec<Pattern>,
+    uids: Vec<u32>,
+    pids: Vec<v1::PidMatch>,
+    exit_failed: bool,
+}
+
+impl Filter {
+    pub(super) fn parse(filter: Option<&v1::Filter>, kinds: Kinds) -> Result<Self, Invalid> {
+        let empty = v1::Filter::default();
+        let v1::Filter {
+            comm,
+            binary,
+            uids,
+            pids,
+            exit_failed,
+        } = filter.unwrap_or(&empty);
+
+        if !binary.is_empty()
+            && let Some(kind) = kinds.iter().find(|kind| !has_binary(*kind))
+        {
+            return Err(Invalid::new(
+                "filter.binary",
+                format!(
+                    "{} does not tell the program's path; ask for KIND_EXEC alone, or use `filter.comm`",
+                    kind.as_str_name()
+                ),
+            ));
+        }
+        if *exit_failed && let Some(kind) = kinds.iter().find(|kind| !has_exit_code(*kind)) {
+            return Err(Invalid::new(
+                "filter.exit_failed",
+                format!(
+                    "{} does not tell how a process ended; ask for KIND_EXIT alone",
+                    kind.as_str_name()
+                ),
+            ));
+        }
+        check_elements("filter.uids", uids)?;
+        check_elements("filter.pids", pids)?;
+        if let Some(index) = pids.iter().position(|rule| rule.pid == 0) {
+            return Err(Invalid::new(
+                format!("filter.pids[{index}].pid"),
+                "is 0, which is the kernel's idle task; name a process by its id in the host's PID namespace",
+            ));
+        }
+        Ok(Self {
+            comm: parse_matches("filter.comm", comm)?,
+            binary: parse_matches("filter.binary", binary)?,
+            uids: uids.clone(),
+            pids: pids.clone(),
+            exit_failed: *exit_failed,
+        })
+    }
+
+    /// Whether the subscriber wants this event of a workload and a kind that it asked for.
+    ///
+    /// Every such event must be shown in its order, with the same `family`, which learns from those that other fields leave out too.
+    pub fn matches(&self, event: &v1::Event, family: &mut Family) -> bool {
+        let Self {
+            comm,
+            binary,
+            uids,
+            pids,
+            exit_failed,
+        } = self;
+        let process = event.process.as_ref();
+        // First, because `family` learns from it whatever the others say.
+        let pid = pids.is_empty() || process.is_some_and(|p| match_pids(pids, event, p, family));
+        pid && (comm.is_empty() || process.is_some_and(|p| comm.iter().any(|c| c.matches(&p.comm))))
+            && (uids.is_empty() || process.is_some_and(|p| uids.contains(&p.uid)))
+            && (binary.is_empty()
+                || match &event.detail {
+                    Some(v1::event::Detail::Exec(exec)) => {
+                        binary.iter().any(|b| b.matches(&exec.filename))
+                    }
+                    Some(v1::event::Detail::Exit(_)) | None => false,
+                })
+            && (!exit_failed
+                || match &event.detail {
+                    Some(v1::event::Detail::Exit(exit)) => exit.code != 0 || exit.signal != 0,
+                    Some(v1::event::Detail::Exec(_)) | None => false,
+                })
+    }
+}
+
+fn has_binary(kind: v1::Kind) -> bool {
+    match kind {
+        v1::Kind::Exec => true,
+        v1::Kind::Unspecified | v1::Kind::Exit => false,
+    }
+}
+
+fn has_exit_code(kind: v1::Kind) -> bool {
+    match kind {
+        v1::Kind::Exit => true,
+        v1::Kind::Unspecified | v1::Kind::Exec => false,
+    }
+}
+
+fn parse_matches(field: &str, matches: &[v1::StringMatch]) -> Result<Vec<Pattern>, Invalid> {
+    use v1::string_match::Pattern::{Exact, Glob, Prefix};
+
+    check_elements(field, matches)?;
+    matches
+        .iter()
+        .enumerate()
+        .map(|(index, v1::StringMatch { pattern })| {
+            let at = format!("{field}[{index}]");
+            match pattern {
+                Some(Exact(text)) => Pattern::exact(&format!("{at}.exact"), text),
+                Some(Prefix(text)) => Pattern::prefix(&format!("{at}.prefix"), text),
+                Some(Glob(text)) => Pattern::glob(&format!("{at}.glob"), text),
+                None => Err(Invalid::new(
+                    at,
+                    "has no pattern; set `exact`, `prefix` or `glob`",
+                )),
+            }
+        })
+        .collect()
+}
+
+fn match_pids(
+    rules: &[v1::PidMatch],
+    event: &v1::Event,
+    process: &v1::Process,
+    family: &mut Family,
+) -> bool {
+    let v1::Process {
+        pid,
+        start_boot_ns,
+        ancestors,
+        ..
+    } = process;
+    let (pid, start) = (*pid, *start_boot_ns);
+    let descends = rules
+        .iter()
+        .any(|rule| rule.descendants && (rule.pid == pid || ancestors.contains(&rule.pid)))
+        || rules.iter().any(|rule| rule.descendants)
+            && (family.contains_process(pid, start)
+                || ancestors.iter().any(|ancestor| family.contains(*ancestor)));
+    match &event.detail {
+        Some(v1::event::Detail::Exec(_)) if descends => family.remember(pid, start),
+        // The pid is someone else's now.
+        Some(v1::event::Detail::Exec(_)) | Some(v1::event::Detail::Exit(_)) => family.forget(pid),
+        None => {}
+    }
+    descends || rules.iter().any(|rule| rule.pid == pid)
+}
+
+/// The descendants of the processes that a subscriber named: they stay so when their parents end and init adopts them.
+///
+/// It learns from EXEC events and forgets with EXIT events. A process that lost its parents before it executed anything is not recognised.
+/// It holds 65,536 processes; the one that started first makes room for a new one.
+#[derive(Clone, Debug, Default)]
+pub struct Family {
+    started: HashMap<u32, u64>,
+    by_start: BTreeSet<(u64, u32)>,
+}
+
+impl Family {
+    fn contains(&self, pid: u32) -> bool {
+        self.started.contains_key(&pid)
+    }
+
+    /// Pids are used again; with the start they are unique.
+    fn contains_process(&self, pid: u32, start: u64) -> bool {
+        self.started.get(&pid) == Some(&start)
+    }
+
+    fn remember(&mut self, pid: u32, start: u64) {
+        self.forget(pid);
+        if self.started.len() == FAMILY_MAX
+            && let Some((_, oldest)) = self.by_start.pop_first()
+        {
+            self.started.remove(&oldest);
+        }
+        self.started.insert(pid, start);
+        self.by_start.insert((start, pid));
+    }
+
+    fn forget(&mut self, pid: u32) {
+        if let Some(start) = self.started.remove(&pid) {
+            self.by_start.remove(&(start, pid));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use v1::{event::Detail, string_match};
+
+    fn exec(pid: u32, ancestors: &[u32]) -> v1::Event {
+        v1::Event {
+            kind: v1::Kind::Exec.into(),
+            process: Some(v1::Process {
+                pid,
+                tid: pid,
+                start_boot_ns: u64::from(pid) * 1000,
+                ppid: ancestors.first().copied().unwrap_or_default(),
+                ancestors: ancestors.to_vec(),
+                comm: "nginx".to_owned(),
+                uid: 101,
+                ..Default::default()
+            }),
+            detail: Some(Detail::Exec(v1::Exec {
+                filename: "/usr/sbin/nginx".to_owned(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        }
+    }
+
+    fn exit(pid: u32, ancestors: &[u32], code: u32, signal: u32) -> v1::Event {
+        v1::Event {
+            kind: v1::Kind::Exit.into(),
+            detail: Some(Detail::Exit(v1::Exit {
+                code,
+                signal,
+                ..Default::default()
+            })),
+            ..exec(pid, ancestors)
+        }
+    }
+
+    fn both() -> Kinds {
+        [v1::Kind::Exec, v1::Kind::Exit].into_iter().collect()
+    }
+
+    fn only(kind: v1::Kind) -> Kinds {
+        [kind].into_iter().collect()
+    }
+
+    fn parsed(filter: &v1::Filter, kinds: Kinds) -> Filter {
+        Filter::parse(Some(filter), kinds).expect("a filter")
+    }
+
+    fn refused(filter: &v1::Filter, kinds: Kinds) -> String {
+        Filter::parse(Some(filter), kinds)
+            .expect_err("should be refused")
+            .to_string()
+    }
+
+    fn matches(filter: &v1::Filter, kinds: Kinds, event: &v1::Event) -> bool {
+        parsed(filter, kinds).matches(event, &mut Family::default())
+    }
+
+    fn exact(text: &str) -> v1::StringMatch {
+        v1::StringMatch {
+            pattern: Some(string_match::Pattern::Exact(text.to_owned())),
+        }
+    }
+
+    fn prefix(text: &str) -> v1::StringMatch {
+        v1::StringMatch {
+            pattern: Some(string_match::Pattern::Prefix(text.to_owned())),
+        }
+    }
+
+    fn glob(text: &str) -> v1::StringMatch {
+        v1::StringMatch {
+            pattern: Some(string_match::Pattern::Glob(text.to_owned())),
+        }
+    }
+
+    #[test]
+    fn no_filter_matches_everything() {
+        let filter = Filter::parse(None, both()).expect("no filter");
+        let mut family = Family::default();
+        assert!(filter.matches(&exec(5, &[]), &mut family));
+        assert!(filter.matches(&exit(5, &[], 0, 0), &mut family));
+        assert!(filter.matches(&v1::Event::default(), &mut family));
+    }
+
+    #[test]
+    fn elements_of_a_field_are_alternatives_and_fields_must_all_match() {
+        let table = [
+            (vec![exact("nginx")], vec![], true),
+            (vec![exact("ngin")], vec![], false),
+            (vec![exact("sh"), exact("nginx")], vec![], true),
+            (vec![prefix("ngi")], vec![], true),
+            (vec![glob("n?in*")], vec![], true),
+            (vec![glob("n?in")], vec![], false),
+            (vec![], vec![101], true),
+            (vec![], vec![0, 101], true),
+            (vec![], vec![0], false),
+            (vec![exact("nginx")], vec![0], false),
+            (vec![exact("sh")], vec![101], false),
+        ];
+        for (comm, uids, expected) in table {
+            let filter = v1::Filter {
+                comm,
+                uids,
+                ..Default::default()
+            };
+            assert_eq!(
+                matches(&filter, both(), &exec(5, &[])),
+                expected,
+                "{filter:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn binary_is_the_path_given_to_execve() {
+        let table = [
+            (exact("/usr/sbin/nginx"), true),
+            (exact("nginx"), false),
+            (prefix("/usr/"), true),
+            (glob("/usr/*nginx"), true),
+            (glob("*/nginx"), true),
+            (glob("*/bin/*"), false),
+        ];
+        for (binary, expected) in table {
+            let filter = v1::Filter {
+                binary: vec![binary],
+                ..Default::default()
+            };
+            let kinds = only(v1::Kind::Exec);
+            assert_eq!(
+                matches(&filter, kinds, &exec(5, &[])),
+                expected,
+                "{filter:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn failed_is_a_code_or_a_signal() {
+        let filter = v1::Filter {
+            exit_failed: true,
+            ..Default::default()
+        };
+        let kinds = only(v1::Kind::Exit);
+        assert!(!matches(&filter, kinds, &exit(5, &[], 0, 0)));
+        assert!(matches(&filter, kinds, &exit(5, &[], 3, 0)));
+        assert!(matches(&filter, kinds, &exit(5, &[], 0, 9)));
+    }
+
+    #[test]
+    fn pids_match_alone_or_with_descendants() {
+        let rule = |descendants| v1::Filter {
+            pids: vec![v1::PidMatch {
+                pid: 10,
+                descendants,
+            }],
+            ..Default::default()
+        };
+        for descendants in [false, true] {
+            let filter = rule(descendants);
+            assert!(matches(&filter, both(), &exec(10, &[1])));
+            assert!(matches(&filter, both(), &exit(10, &[1], 0, 0)));
+            assert!(!matches(&filter, both(), &exec(11, &[1])));
+            assert_eq!(
+                matches(&filter, both(), &exec(12, &[11, 10, 1])),
+                descendants
+            );
+            assert_eq!(
+                matches(&filter, both(), &exit(12, &[11, 10, 1], 0, 0)),
+                descendants
+            );
+        }
+    }
+
+    fn descendants_of_10() -> v1::Filter {
+        v1::Filter {
+            pids: vec![v1::PidMatch {
+                pid: 10,
+                descendants: true,
+            }],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn descendants_stay_in_the_family_when_init_adopts_them() {
+        let filter = parsed(&descendants_of_10(), both());
+        let mut family = Family::default();
+        let steps = [
+            (exec(20, &[10, 1]), true),
+            // 10 ended; 20 and its new child still count.
+            (exec(20, &[1]), true),
+            (exec(30, &[20, 1]), true),
+            (exec(40, &[1]), false),
+            (exit(20, &[1], 0, 0), true),
+            (exec(30, &[1]), true),
+            (exit(30, &[1], 0, 0), true),
+            // All are gone: their pids mean nothing any more.
+            (exec(31, &[20, 1]), false),
+            (exec(30, &[1]), false),
+        ];
+        for (index, (event, expected)) in steps.iter().enumerate() {
+            assert_eq!(
+                filter.matches(event, &mut family),
+                *expected,
+                "step {index}"
+            );
+        }
+        assert!(family.started.is_empty() && family.by_start.is_empty());
+    }
+
+    #[test]
+    fn a_pid_that_is_used_again_is_someone_else() {
+        let filter = parsed(&descendants_of_10(), both());
+        let mut family = Family::default();
+        assert!(filter.matches(&exec(20, &[10, 1]), &mut family));
+        let mut reused = exec(20, &[1]);
+        if let Some(process) = &mut reused.process {
+            process.start_boot_ns += 1;
+        }
+        assert!(!filter.matches(&reused, &mut family), "its exit was lost");
+        assert!(!filter.matches(&exec(21, &[20, 1]), &mut family));
+    }
+
+    #[test]
+    fn the_family_learns_from_events_that_other_fields_leave_out() {
+        let filter = v1::Filter {
+            comm: vec![exact("curl")],
+            ..descendants_of_10()
+        };
+        let filter = parsed(&filter, both());
+        let mut family = Family::default();
+        assert!(!filter.matches(&exec(20, &[10, 1]), &mut family), "nginx");
+        let mut curl = exec(30, &[20, 1]);
+        if let Some(process) = &mut curl.process {
+            process.comm = "curl".to_owned();
+        }
+        assert!(filter.matches(&curl, &mut family));
+    }
+
+    #[test]
+    fn a_rule_without_descendants_teaches_nothing() {
+        let filter = v1::Filter {
+            pids: vec![v1::PidMatch {
+                pid: 10,
+                descendants: false,
+            }],
+            ..Default::default()
+        };
+        let filter = parsed(&filter, both());
+        let mut family = Family::default();
+        assert!(filter.matches(&exec(10, &[1]), &mut family));
+        assert!(family.started.is_empty());
+    }
+
+    #[test]
+    fn a_full_family_forgets_the_oldest() {
+        let mut family = Family::default();
+        let max = u32::try_from(FAMILY_MAX).expect("fits");
+        for pid in 1..=max {
+            family.remember(pid, u64::from(pid));
+        }
+        family.remember(max, u64::from(max));
+        assert!(family.contains(1), "the same again needs no room");
+        family.remember(max + 1, u64::from(max) + 1);
+        assert!(!family.contains(1));
+        assert!(family.contains(2));
+        assert!(family.contains(max + 1));
+        assert_eq!(family.started.len(), FAMILY_MAX);
+        assert_eq!(family.by_start.len(), FAMILY_MAX);
+    }
+
+    #[test]
+    fn refusals_say_what_to_ask_instead() {
+        let binary = v1::Filter {
+            binary: vec![exact("/bin/sh")],
+            ..Default::default()
+        };
+        let expected = "filter.binary: KIND_EXIT does not tell the program's path; \
+                        ask for KIND_EXEC alone, or use `filter.comm`";
+        assert_eq!(refused(&binary, both()), expected);
+        assert_eq!(refused(&binary, only(v1::Kind::Exit)), expected);
+
+        let failed = v1::Filter {
+            exit_failed: true,
+            ..Default::default()
+        };
+        let expected = "filter.exit_failed: KIND_EXEC does not tell how a process ended; ask for KIND_EXIT alone";
+        assert_eq!(refused(&failed, both()), expected);
+        assert_eq!(refused(&failed, only(v1::Kind::Exec)), expected);
+
+        let pid_0 = v1::Filter {
+            pids: vec![
+                v1::PidMatch {
+                    pid: 1,
+                    descendants: false,
+                },
+                v1::PidMatch::default(),
+            ],
+            ..Default::default()
+        };
+        assert_eq!(
+            refused(&pid_0, both()),
+            "filter.pids[1].pid: is 0, which is the kernel's idle task; \
+             name a process by its id in the host's PID namespace"
+        );
+
+        let nothing = v1::Filter {
+            comm: vec![exact("a"), v1::StringMatch::default()],
+            ..Default::default()
+        };
+        assert_eq!(
+            refused(&nothing, both()),
+            "filter.comm[1]: has no pattern; set `exact`, `prefix` or `glob`"
+        );
+
+        let bad_glob = v1::Filter {
+            binary: vec![exact("a"), exact("b"), glob("{x")],
+            ..Default::default()
+        };
+        assert!(
+            refused(&bad_glob, only(v1::Kind::Exec)).starts_with("filter.binary[2].glob: `{x` ")
+        );
+    }
+
+    #[test]
+    fn more_than_64_elements_are_refused() {
+        let table = [
+            (
+                "filter.comm",
+                v1::Filter {
+                    comm: vec![exact("a"); 65],
+                    ..Default::default()
+                },
+            ),
+            (
+                "filter.binary",
+                v1::Filter {
+                    binary: vec![exact("a"); 65],
+                    ..Default::default()
+                },
+            ),
+            (
+                "filter.uids",
+                v1::Filter {
+                    uids: vec![1; 65],
+                    ..Default::default()
+                },
+            ),
+            (
+                "filter.pids",
+                v1::Filter {
+                    pids: vec![
+                        v1::PidMatch {
+                            pid: 1,
+                            descendants: true
+                        };
+                        65
+                    ],
+                    ..Default::default()
+                },
+            ),
+        ];
+        for (field, filter) in table {
+            assert_eq!(
+                refused(&filter, only(v1::Kind::Exec)),
+                format!("{field}: has 65 elements, 64 are allowed; use globs, or several streams")
+            );
+        }
+    }
+}

@@ -1,0 +1,213 @@
+use super::*;
+
+fn asked(kinds: &[v1::Kind]) -> v1::SubscribeRequest {
+    v1::SubscribeRequest {
+        kinds: kinds.iter().map(|kind| (*kind).into()).collect(),
+        ..Default::default()
+    }
+}
+
+fn exec() -> v1::SubscribeRequest {
+    asked(&[v1::Kind::Exec])
+}
+
+fn parsed(request: &v1::SubscribeRequest) -> Request {
+    Request::parse(request, &Limits::default()).expect("a request")
+}
+
+fn refused(request: &v1::SubscribeRequest) -> String {
+    Request::parse(request, &Limits::default())
+        .expect_err("should be refused")
+        .to_string()
+}
+
+fn span(seconds: i64, nanos: i32) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos })
+}
+
+#[test]
+fn what_is_left_out_gets_its_default() {
+    let request = parsed(&exec());
+    assert_eq!(request.kinds, [v1::Kind::Exec].into_iter().collect());
+    assert!(!request.by_reference);
+    assert_eq!(request.queue_bytes, 4_194_304);
+    assert_eq!(request.heartbeat, Duration::from_secs(2));
+    assert_eq!(request.max_events, None);
+    assert_eq!(request.max_duration, None);
+    let pod = v1::Workload {
+        state: v1::IdentityState::Pending.into(),
+        ..Default::default()
+    };
+    assert!(request.selector.matches(&pod));
+    assert!(
+        request
+            .filter
+            .matches(&v1::Event::default(), &mut Family::default())
+    );
+}
+
+#[test]
+fn what_is_asked_for_is_kept() {
+    let request = parsed(&v1::SubscribeRequest {
+        identity_mode: v1::IdentityMode::ByReference.into(),
+        queue_bytes: 65_536,
+        heartbeat_interval: span(0, 100_000_000),
+        max_events: 23,
+        max_duration: span(1, 500_000_000),
+        ..asked(&[v1::Kind::Exit, v1::Kind::Exec, v1::Kind::Exit])
+    });
+    assert_eq!(
+        request.kinds.iter().collect::<Vec<_>>(),
+        [v1::Kind::Exec, v1::Kind::Exit]
+    );
+    assert!(request.by_reference);
+    assert_eq!(request.queue_bytes, 65_536);
+    assert_eq!(request.heartbeat, Duration::from_millis(100));
+    assert_eq!(request.max_events, Some(23));
+    assert_eq!(request.max_duration, Some(Duration::from_millis(1500)));
+    let slowest = v1::SubscribeRequest {
+        heartbeat_interval: span(60, 0),
+        queue_bytes: 64 << 20,
+        ..exec()
+    };
+    assert_eq!(parsed(&slowest).heartbeat, Duration::from_secs(60));
+    assert_eq!(parsed(&slowest).queue_bytes, 64 << 20);
+}
+
+#[test]
+fn the_default_queue_stays_below_the_agents_limit() {
+    let limits = Limits {
+        queue_bytes_max: 1 << 20,
+    };
+    let request = Request::parse(&exec(), &limits).expect("a request");
+    assert_eq!(request.queue_bytes, 1 << 20);
+}
+
+#[test]
+fn refusals_name_the_field_and_the_way_out() {
+    let kind = |number| v1::SubscribeRequest {
+        kinds: vec![1, number],
+        ..Default::default()
+    };
+    let table = [
+        (
+            v1::SubscribeRequest::default(),
+            "kinds: is empty; name at least one of KIND_EXEC, KIND_EXIT",
+        ),
+        (
+            kind(0),
+            "kinds[1]: is KIND_UNSPECIFIED; name one of KIND_EXEC, KIND_EXIT",
+        ),
+        (
+            kind(77),
+            "kinds[1]: is 77, which this agent does not know; it knows KIND_EXEC, KIND_EXIT",
+        ),
+        (
+            kind(-1),
+            "kinds[1]: is -1, which this agent does not know; it knows KIND_EXEC, KIND_EXIT",
+        ),
+        (
+            asked(&[v1::Kind::Exec; 65]),
+            "kinds: has 65 elements, 64 are allowed; use globs, or several streams",
+        ),
+        (
+            v1::SubscribeRequest {
+                identity_mode: 5,
+                ..exec()
+            },
+            "identity_mode: is 5, which this agent does not know; \
+             use IDENTITY_MODE_INLINE or IDENTITY_MODE_BY_REFERENCE",
+        ),
+        (
+            v1::SubscribeRequest {
+                queue_bytes: 65_535,
+                ..exec()
+            },
+            "queue_bytes: is 65535; ask for 65536 or more, or leave it out",
+        ),
+        (
+            v1::SubscribeRequest {
+                queue_bytes: (64 << 20) + 1,
+                ..exec()
+            },
+            "queue_bytes: is 67108865; this agent allows 67108864 at most",
+        ),
+        (
+            v1::SubscribeRequest {
+                heartbeat_interval: span(0, 99_999_999),
+                ..exec()
+            },
+            "heartbeat_interval: is 99.999999ms; ask for 100ms to 60s, or leave it out",
+        ),
+        (
+            v1::SubscribeRequest {
+                heartbeat_interval: span(60, 1),
+                ..exec()
+            },
+            "heartbeat_interval: is 60.000000001s; ask for 100ms to 60s, or leave it out",
+        ),
+        (
+            v1::SubscribeRequest {
+                heartbeat_interval: span(-1, 0),
+                ..exec()
+            },
+            "heartbeat_interval: is negative; time runs forwards",
+        ),
+        (
+            v1::SubscribeRequest {
+                max_duration: span(0, -1),
+                ..exec()
+            },
+            "max_duration: is negative; time runs forwards",
+        ),
+        (
+            v1::SubscribeRequest {
+                max_duration: span(0, 0),
+                ..exec()
+            },
+            "max_duration: is 0; leave it out for a stream without such a limit",
+        ),
+        (
+            v1::SubscribeRequest {
+                filter: Some(v1::Filter {
+                    exit_failed: true,
+                    ..Default::default()
+                }),
+                ..exec()
+            },
+            "filter.exit_failed: KIND_EXEC does not tell how a process ended; ask for KIND_EXIT alone",
+        ),
+        (
+            v1::SubscribeRequest {
+                selector: Some(v1::Selector {
+                    owners: vec!["x".to_owned()],
+                    ..Default::default()
+                }),
+                ..exec()
+            },
+            "selector.owners[0]: `x` is not an owner; write `kind/name`, as in `deployment/checkout`",
+        ),
+    ];
+    for (request, expected) in table {
+        assert_eq!(refused(&request), expected);
+    }
+}
+
+#[test]
+fn kinds_are_a_set() {
+    let mut kinds = Kinds::default();
+    assert!(kinds.is_empty());
+    assert_eq!(kinds.iter().count(), 0);
+    kinds.insert(v1::Kind::Exit);
+    kinds.insert(v1::Kind::Exit);
+    assert!(!kinds.is_empty());
+    assert!(kinds.contains(v1::Kind::Exit));
+    assert!(!kinds.contains(v1::Kind::Exec));
+    assert_eq!(kinds.bits(), 0b100);
+    let both = kinds.union([v1::Kind::Exec].into_iter().collect());
+    assert_eq!(both.bits(), 0b110);
+    assert_eq!(
+        both.iter().collect::<Vec<_>>(),
+        [v1::Kind::Exec, v1::Kind::Exit]
+    );
+}
