@@ -55,14 +55,25 @@ pub struct Api {
 
 impl Api {
     fn plan(&self, request: &filter::Request, stream_id: u64) -> v1::Plan {
-        let Self { facts, index, state, .. } = self;
+        let Self {
+            facts,
+            index,
+            state,
+            ..
+        } = self;
         let node = state.load();
         let asked = |capability: &&v1::Capability| request.kinds.contains(capability.kind());
-        let capabilities: Vec<v1::Capability> = node.capabilities.iter().filter(asked).cloned().collect();
+        let capabilities: Vec<v1::Capability> =
+            node.capabilities.iter().filter(asked).cloned().collect();
         let live = index.live();
-        let mut matching = live.iter().filter(|live| request.selector.matches(&live.workload));
-        let workloads: Vec<v1::Workload> =
-            matching.by_ref().take(PLAN_WORKLOADS).map(|live| (*live.workload).clone()).collect();
+        let mut matching = live
+            .iter()
+            .filter(|live| request.selector.matches(&live.workload));
+        let workloads: Vec<v1::Workload> = matching
+            .by_ref()
+            .take(PLAN_WORKLOADS)
+            .map(|live| (*live.workload).clone())
+            .collect();
         let total = workloads.len() + matching.count();
         let source = index.status();
         let mut notes = Vec::new();
@@ -77,10 +88,19 @@ impl Api {
             notes.push("nothing matches the selector now; what comes later is followed".into());
         }
         if total > PLAN_WORKLOADS {
-            notes.push(format!("only {PLAN_WORKLOADS} of {total} workloads are named here; ListWorkloads has all"));
+            notes.push(format!(
+                "only {PLAN_WORKLOADS} of {total} workloads are named here; ListWorkloads has all"
+            ));
         }
-        for capability in capabilities.iter().filter(|capability| !capability.available) {
-            notes.push(format!("{}: unavailable: {}", capability.kind().as_str_name(), capability.reason));
+        for capability in capabilities
+            .iter()
+            .filter(|capability| !capability.available)
+        {
+            notes.push(format!(
+                "{}: unavailable: {}",
+                capability.kind().as_str_name(),
+                capability.reason
+            ));
         }
         notes.extend(node.trouble.clone());
         v1::Plan {
@@ -102,9 +122,13 @@ impl Api {
 impl Observer for Api {
     type SubscribeStream = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
 
-    async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+    async fn subscribe(
+        &self,
+        request: Request<v1::SubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
         let asked = request.into_inner();
-        let request = filter::Request::parse(&asked, &self.limits).map_err(|error| invalid(&error, ""))?;
+        let request =
+            filter::Request::parse(&asked, &self.limits).map_err(|error| invalid(&error, ""))?;
         let kinds = request.kinds;
         let mut subscription = self
             .hub
@@ -114,14 +138,27 @@ impl Observer for Api {
             return Err(Status::unavailable("the agent is shutting down"));
         }
         let plan = self.plan(&request, subscription.id());
-        if !plan.capabilities.iter().any(|capability| capability.available) {
-            let reasons: Vec<&str> = plan.capabilities.iter().map(|capability| &*capability.reason).collect();
+        if !plan
+            .capabilities
+            .iter()
+            .any(|capability| capability.available)
+        {
+            let reasons: Vec<&str> = plan
+                .capabilities
+                .iter()
+                .map(|capability| &*capability.reason)
+                .collect();
             return Err(Status::failed_precondition(format!(
                 "this kernel offers none of the kinds asked for: {}",
                 reasons.join("; ")
             )));
         }
-        tracing::info!(stream = subscription.id(), kinds = kinds.bits(), workloads = plan.workloads_total, "stream opened");
+        tracing::info!(
+            stream = subscription.id(),
+            kinds = kinds.bits(),
+            workloads = plan.workloads_total,
+            "stream opened"
+        );
         subscription.begin_with(Message::Plan(plan));
         let ended = Ended(subscription);
         let messages = stream::unfold(ended, |mut ended| async move {
@@ -131,10 +168,16 @@ impl Observer for Api {
         Ok(Response::new(Box::pin(messages)))
     }
 
-    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainResponse>, Status> {
         let asked = request.into_inner().request.unwrap_or_default();
-        let request = filter::Request::parse(&asked, &self.limits).map_err(|error| invalid(&error, "request."))?;
-        Ok(Response::new(v1::ExplainResponse { plan: Some(self.plan(&request, 0)) }))
+        let request = filter::Request::parse(&asked, &self.limits)
+            .map_err(|error| invalid(&error, "request."))?;
+        Ok(Response::new(v1::ExplainResponse {
+            plan: Some(self.plan(&request, 0)),
+        }))
     }
 
     async fn list_workloads(
@@ -145,19 +188,35 @@ impl Observer for Api {
         let selector = Selector::parse(asked.as_ref()).map_err(|error| invalid(&error, ""))?;
         let live = self.index.live();
         let matching = live.iter().filter(|live| selector.matches(&live.workload));
-        let mut workloads: Vec<v1::Workload> = matching.map(|live| (*live.workload).clone()).collect();
+        let mut workloads: Vec<v1::Workload> =
+            matching.map(|live| (*live.workload).clone()).collect();
         workloads.sort_by(|a, b| a.cgroup_path.cmp(&b.cgroup_path));
         Ok(Response::new(v1::ListWorkloadsResponse { workloads }))
     }
 
-    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
-        let Self { facts, hub, index, state, .. } = self;
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let Self {
+            facts,
+            hub,
+            index,
+            state,
+            ..
+        } = self;
         let node = state.load();
         let kinds = node.capabilities.iter().map(|capability| capability.kind());
-        let losses = kinds.flat_map(|kind| Stage::ALL.map(|stage| (kind, stage))).filter_map(|(kind, stage)| {
-            let count = hub.totals().losses(kind, stage);
-            (count > 0).then(|| v1::NodeLoss { kind: kind.into(), stage: stage.proto().into(), count })
-        });
+        let losses = kinds
+            .flat_map(|kind| Stage::ALL.map(|stage| (kind, stage)))
+            .filter_map(|(kind, stage)| {
+                let count = hub.totals().losses(kind, stage);
+                (count > 0).then(|| v1::NodeLoss {
+                    kind: kind.into(),
+                    stage: stage.proto().into(),
+                    count,
+                })
+            });
         let board = hub.board();
         let subscriptions = board.listeners().map(|(_, listener)| v1::Subscription {
             stream_id: listener.id,
@@ -210,5 +269,9 @@ fn invalid(error: &Invalid, within: &str) -> Status {
     let Invalid { field, problem } = error;
     let field = format!("{within}{field}");
     let details = ErrorDetails::with_bad_request_violation(&field, problem);
-    Status::with_error_details(Code::InvalidArgument, format!("{field}: {problem}"), details)
+    Status::with_error_details(
+        Code::InvalidArgument,
+        format!("{field}: {problem}"),
+        details,
+    )
 }

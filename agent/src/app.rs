@@ -43,7 +43,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Runs the agent until it is told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     config.check_listen().map_err(anyhow::Error::msg)?;
-    let options = Options { ring_bytes: config.ring_bytes, ways: config.ways.clone() };
+    let options = Options {
+        ring_bytes: config.ring_bytes,
+        ways: config.ways.clone(),
+    };
     if config.check {
         return check(&options);
     }
@@ -54,7 +57,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let node_name = node_name(config.node_name.as_deref())?;
     let cgroup_root = cgroup_root(config.cgroup_root.as_deref())?;
 
-    let Kernel { scope, mut programs, reader, counters } = Kernel::load(&options)?;
+    let Kernel {
+        scope,
+        mut programs,
+        reader,
+        counters,
+    } = Kernel::load(&options)?;
     let nudge = reader.sleeper.nudge();
     let (hub, publisher) = Hub::new({
         let nudge = nudge.clone();
@@ -62,12 +70,24 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let index = Index::new(&node_name);
     // The tracker is attached: what is made from now on is told, and what was there before is found.
-    let found = index
-        .walk(&cgroup_root)
-        .with_context(|| format!("the tree of cgroups at {} cannot be walked; see --cgroup-root", cgroup_root.display()))?;
+    let found = index.walk(&cgroup_root).with_context(|| {
+        format!(
+            "the tree of cgroups at {} cannot be walked; see --cgroup-root",
+            cgroup_root.display()
+        )
+    })?;
     let node = Arc::new(ArcSwap::from_pointee(control::node(&programs.status())));
-    for capability in node.load().capabilities.iter().filter(|capability| !capability.available) {
-        tracing::warn!(kind = capability.kind().as_str_name(), reason = capability.reason, "unavailable on this kernel");
+    for capability in node
+        .load()
+        .capabilities
+        .iter()
+        .filter(|capability| !capability.available)
+    {
+        tracing::warn!(
+            kind = capability.kind().as_str_name(),
+            reason = capability.reason,
+            "unavailable on this kernel"
+        );
     }
     let stats = Arc::new(Stats::default());
     let (settle, settles) = Settle::new();
@@ -103,7 +123,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             nudge.nudge();
         }
     });
-    let pods = tokio::spawn(workload::run(config.pods.clone(), index.clone(), node_name.clone()));
+    let pods = tokio::spawn(workload::run(
+        config.pods.clone(),
+        index.clone(),
+        node_name.clone(),
+    ));
 
     let facts = Facts {
         node: node_name.clone(),
@@ -112,11 +136,24 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         started: SystemTime::now(),
         ring_bytes: config.ring_bytes,
     };
-    let health = Health { hub: hub.clone(), index: index.clone(), stats, node: node.clone(), alive: Arc::new(Alive::default()) };
+    let health = Health {
+        hub: hub.clone(),
+        index: index.clone(),
+        stats,
+        node: node.clone(),
+        alive: Arc::new(Alive::default()),
+    };
     let http_task = tokio::spawn(async move { axum::serve(http, metrics::router(health)).await });
     let (reporter, health_service) = tonic_health::server::health_reporter();
     reporter.set_serving::<ObserverServer<Api>>().await;
-    let api = Api { facts, hub: hub.clone(), index, state: node, settle, limits: Limits::default() };
+    let api = Api {
+        facts,
+        hub: hub.clone(),
+        index,
+        state: node,
+        settle,
+        limits: Limits::default(),
+    };
     let reflection = tonic_reflection::server::Builder::configure;
     let described = |builder: tonic_reflection::server::Builder<'static>| {
         builder
@@ -131,7 +168,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .add_service(ObserverServer::new(api))
         .add_service(health_service)
         .add_service(described(reflection()).build_v1().context("reflection")?)
-        .add_service(described(reflection()).build_v1alpha().context("reflection")?)
+        .add_service(
+            described(reflection())
+                .build_v1alpha()
+                .context("reflection")?,
+        )
         .serve_with_incoming_shutdown(TcpListenerStream::new(grpc), async {
             // A sender that is gone means the same.
             _ = drained.await;
@@ -154,7 +195,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     hub.shutdown();
     drop(draining);
     if ended.is_ok() && timeout(DRAIN, &mut serving).await.is_err() {
-        tracing::warn!(seconds = DRAIN.as_secs(), "streams did not end in time and are cut");
+        tracing::warn!(
+            seconds = DRAIN.as_secs(),
+            "streams did not end in time and are cut"
+        );
     }
     serving.abort();
     for task in [nudging, pods] {
@@ -227,7 +271,11 @@ impl ReaderThread {
             .name("dinle-reader".into())
             .spawn(|| pipeline.run())
             .context("the reader's thread")?;
-        Ok(Self { thread: Some(thread), stop, nudge })
+        Ok(Self {
+            thread: Some(thread),
+            stop,
+            nudge,
+        })
     }
 
     /// Comes back only if the thread ended by itself, which it never should.
@@ -255,9 +303,9 @@ impl Drop for ReaderThread {
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{flag} {address} cannot be listened on; is another agent running?"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!("{flag} {address} cannot be listened on; is another agent running?")
+    })
 }
 
 fn node_name(given: Option<&str>) -> anyhow::Result<String> {
@@ -276,7 +324,9 @@ fn read_trimmed(path: &str) -> anyhow::Result<String> {
 fn cgroup_root(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     let candidates = match given {
         Some(root) => vec![root.to_owned()],
-        None => ["/host/sys/fs/cgroup", "/sys/fs/cgroup"].map(PathBuf::from).to_vec(),
+        None => ["/host/sys/fs/cgroup", "/sys/fs/cgroup"]
+            .map(PathBuf::from)
+            .to_vec(),
     };
     for root in &candidates {
         for root in [root.clone(), root.join("unified")] {
@@ -285,7 +335,10 @@ fn cgroup_root(given: Option<&Path>) -> anyhow::Result<PathBuf> {
             }
         }
     }
-    let tried: Vec<String> = candidates.iter().map(|root| root.display().to_string()).collect();
+    let tried: Vec<String> = candidates
+        .iter()
+        .map(|root| root.display().to_string())
+        .collect();
     bail!(
         "no cgroup2 tree at {} (nor at `unified` below); mount the node's /sys/fs/cgroup and name it with --cgroup-root",
         tried.join(" or ")

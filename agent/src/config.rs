@@ -27,16 +27,31 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 )]
 pub struct Config {
     /// Address of the gRPC service. Anything but loopback needs --insecure: nobody is asked who they are.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4380", env = "DINLE_LISTEN")]
+    #[arg(
+        long,
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:4380",
+        env = "DINLE_LISTEN"
+    )]
     pub listen: SocketAddr,
     /// Address of /metrics, /healthz and /readyz. They tell counts, never events or names of pods.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4381", env = "DINLE_HTTP")]
+    #[arg(
+        long,
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:4381",
+        env = "DINLE_HTTP"
+    )]
     pub http: SocketAddr,
     /// Serve gRPC without encryption or authentication to whoever can reach --listen.
     #[arg(long)]
     pub insecure: bool,
     /// Where pods are known from: `kube`, `file:PATH` (output of `kubectl get pods -o json`, read again when it changes) or `none`.
-    #[arg(long, value_name = "SOURCE", default_value = "kube", env = "DINLE_PODS")]
+    #[arg(
+        long,
+        value_name = "SOURCE",
+        default_value = "kube",
+        env = "DINLE_PODS"
+    )]
     pub pods: Source,
     /// Name of this node in Kubernetes. Default: the host's name.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
@@ -106,7 +121,10 @@ mod tests {
             let checked = parse(args).expect("flags").check_listen();
             assert_eq!(checked.is_ok(), served, "{args:?}");
             if let Err(error) = checked {
-                assert!(error.contains(args[1]) && error.contains("--insecure"), "{error}");
+                assert!(
+                    error.contains(args[1]) && error.contains("--insecure"),
+                    "{error}"
+                );
             }
         }
     }

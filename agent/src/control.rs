@@ -127,7 +127,9 @@ impl Control {
     /// Brings the kernel in line with demand: first what attaches, then what is in scope, so that nothing is in scope unheard.
     fn reconcile(&mut self, lingering: &mut HashMap<&'static str, Instant>) {
         let live = self.index.live();
-        let demand = self.hub.demand(live.iter().map(|live| (live.id, &live.workload)), SLOTS);
+        let demand = self
+            .hub
+            .demand(live.iter().map(|live| (live.id, &live.workload)), SLOTS);
         for &kind in Kind::ALL {
             for hook in kind.hooks() {
                 if demand.kinds & kind.bit() == 0 {
@@ -149,9 +151,17 @@ impl Control {
         let wanted: Vec<Wanted> = demand
             .cgroups
             .iter()
-            .map(|want| Wanted { cgroup_id: want.cgroup_id, kinds: want.kinds, slot: want.slot })
+            .map(|want| Wanted {
+                cgroup_id: want.cgroup_id,
+                kinds: want.kinds,
+                slot: want.slot,
+            })
             .collect();
-        let trouble = self.scope.apply(&wanted).err().map(|error| error.to_string());
+        let trouble = self
+            .scope
+            .apply(&wanted)
+            .err()
+            .map(|error| error.to_string());
         if let Some(trouble) = &trouble {
             tracing::error!("{trouble}");
         }
@@ -159,7 +169,9 @@ impl Control {
     }
 
     fn detach_lingering(&mut self, lingering: &mut HashMap<&'static str, Instant>) {
-        let Self { programs, linger, .. } = self;
+        let Self {
+            programs, linger, ..
+        } = self;
         lingering.retain(|hook, since| {
             let over = since.elapsed() >= *linger;
             if over {
@@ -172,12 +184,21 @@ impl Control {
     /// What the kernel skipped is told to all who listen to the hook's kinds: it cannot say whose events they were.
     fn tell_skipped(&mut self, before: &mut HashMap<String, u64>) {
         for status in self.programs.status() {
-            let old = before.insert(status.hook.clone(), status.skipped).unwrap_or(0);
+            let old = before
+                .insert(status.hook.clone(), status.skipped)
+                .unwrap_or(0);
             if status.skipped <= old {
                 continue;
             }
-            for &kind in Kind::ALL.iter().filter(|kind| kind.hooks().contains(&&*status.hook)) {
-                self.hub.lose_everywhere(proto_kind(kind), Stage::KernelSkipped, status.skipped - old);
+            for &kind in Kind::ALL
+                .iter()
+                .filter(|kind| kind.hooks().contains(&&*status.hook))
+            {
+                self.hub.lose_everywhere(
+                    proto_kind(kind),
+                    Stage::KernelSkipped,
+                    status.skipped - old,
+                );
             }
         }
     }
@@ -185,8 +206,13 @@ impl Control {
     /// The tracker lost records, or an event came from a cgroup that nobody told of.
     fn rescan(&mut self) {
         match self.index.walk(&self.cgroup_root) {
-            Ok(found) => tracing::warn!(found, "the tree of cgroups was walked anew: the tracker had lost records"),
-            Err(error) => tracing::error!(%error, root = %self.cgroup_root.display(), "the tree of cgroups cannot be walked"),
+            Ok(found) => tracing::warn!(
+                found,
+                "the tree of cgroups was walked anew: the tracker had lost records"
+            ),
+            Err(error) => {
+                tracing::error!(%error, root = %self.cgroup_root.display(), "the tree of cgroups cannot be walked")
+            }
         }
     }
 
@@ -197,7 +223,11 @@ impl Control {
 
     fn store(&mut self, trouble: Option<String>) {
         let hooks = self.programs.status();
-        self.node.store(Arc::new(Node { watched: self.scope.watched(), trouble, ..node(&hooks) }));
+        self.node.store(Arc::new(Node {
+            watched: self.scope.watched(),
+            trouble,
+            ..node(&hooks)
+        }));
     }
 }
 
@@ -220,7 +250,10 @@ pub fn node(hooks: &[HookStatus]) -> Node {
         })
     });
     let capability = |&kind: &Kind| {
-        let needed: Vec<&HookStatus> = hooks.iter().filter(|hook| kind.hooks().contains(&&*hook.hook)).collect();
+        let needed: Vec<&HookStatus> = hooks
+            .iter()
+            .filter(|hook| kind.hooks().contains(&&*hook.hook))
+            .collect();
         let mut reasons: Vec<String> = needed.iter().filter_map(|hook| hook.reason()).collect();
         for hook in kind.hooks() {
             if !needed.iter().any(|status| status.hook == *hook) {
@@ -257,7 +290,9 @@ fn hook(status: &HookStatus) -> v1::Hook {
 /// What a kind leaves out, whatever the kernel.
 fn limits(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Exec => &["only successful executions are seen; arguments beyond 2047 bytes are cut and flagged"],
+        Kind::Exec => &[
+            "only successful executions are seen; arguments beyond 2047 bytes are cut and flagged",
+        ],
         Kind::Exit => &["one event for a process, when its last thread exits"],
     }
 }

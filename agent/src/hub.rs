@@ -69,9 +69,10 @@ pub struct Board {
 impl Board {
     /// Everyone, with their place as a bit.
     pub fn listeners(&self) -> impl Iterator<Item = (u64, &Arc<Listener>)> {
-        let place = |(place, listener): (usize, &_)| (1 << place, listener);
-        let taken = self.places.iter().enumerate();
-        taken.filter_map(move |(at, listener)| Some(place((at, listener.as_ref()?))))
+        self.places
+            .iter()
+            .enumerate()
+            .filter_map(|(place, listener)| Some((1 << place, listener.as_ref()?)))
     }
 }
 
@@ -119,7 +120,11 @@ impl Hub {
     }
 
     /// Opens a stream. It ends when the subscription is dropped.
-    pub fn subscribe(&self, asked: v1::SubscribeRequest, request: Request) -> Result<Subscription, Full> {
+    pub fn subscribe(
+        &self,
+        asked: v1::SubscribeRequest,
+        request: Request,
+    ) -> Result<Subscription, Full> {
         let (queue, receiver) = Queue::new(request.queue_bytes);
         let listener = Arc::new(Listener {
             id: self.0.next_id.fetch_add(1, Ordering::Relaxed),
@@ -130,7 +135,10 @@ impl Hub {
             queue,
         });
         self.change(|places, _| {
-            let free = places.iter_mut().find(|place| place.is_none()).ok_or(Full)?;
+            let free = places
+                .iter_mut()
+                .find(|place| place.is_none())
+                .ok_or(Full)?;
             *free = Some(listener.clone());
             Ok(())
         })?;
@@ -182,7 +190,8 @@ impl Hub {
 
     fn remove(&self, id: u64) {
         let Ok(()) = self.change(|places, _| {
-            let own = |place: &&mut Option<Arc<Listener>>| place.as_ref().is_some_and(|one| one.id == id);
+            let own =
+                |place: &&mut Option<Arc<Listener>>| place.as_ref().is_some_and(|one| one.id == id);
             if let Some(place) = places.iter_mut().find(own) {
                 *place = None;
             }
@@ -203,7 +212,11 @@ impl Hub {
         let (mut places, mut slots) = (old.places.clone(), old.slots.clone());
         change(&mut places, &mut slots)?;
         let version = old.version + 1;
-        self.0.board.store(Arc::new(Board { version, places, slots }));
+        self.0.board.store(Arc::new(Board {
+            version,
+            places,
+            slots,
+        }));
         drop(guard);
         self.0.changed.send_replace(version);
         (self.0.wake)();
@@ -211,9 +224,9 @@ impl Hub {
     }
 
     fn lock(&self) -> MutexGuard<'_, mpsc::Sender<Command>> {
-        self.0.changing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .changing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-#[cfg(test)]
-mod tests;

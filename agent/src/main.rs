@@ -1,6 +1,9 @@
 //! `dinle`: arguments → subcommand.
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use dinle::{app, client, config::Config};
@@ -56,6 +59,12 @@ fn log(json: bool) {
             .with(fmt::layer().json().with_writer(io::stderr))
             .init();
     } else {
-        registry.with(fmt::layer().with_writer(io::stderr)).init();
+        registry
+            .with(
+                fmt::layer()
+                    .with_ansi(io::stderr().is_terminal())
+                    .with_writer(io::stderr),
+            )
+            .init();
     }
 }

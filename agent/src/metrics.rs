@@ -56,7 +56,11 @@ pub struct Alive {
 
 impl Default for Alive {
     fn default() -> Self {
-        Self { began: Instant::now(), rounds: AtomicU64::new(0), moved_ms: AtomicU64::new(0) }
+        Self {
+            began: Instant::now(),
+            rounds: AtomicU64::new(0),
+            moved_ms: AtomicU64::new(0),
+        }
     }
 }
 
@@ -82,11 +86,16 @@ pub fn router(health: Health) -> Router {
 
 /// Whether the agent does its work. Never depends on a subscriber or on the API server: a restart would mend neither.
 async fn healthz(State(health): State<Health>) -> impl IntoResponse {
-    let idle = health.alive.idle(health.stats.rounds.load(Ordering::Relaxed));
+    let idle = health
+        .alive
+        .idle(health.stats.rounds.load(Ordering::Relaxed));
     if idle < STUCK {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("the reader has stood still for {} s\n", idle.as_secs()))
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the reader has stood still for {} s\n", idle.as_secs()),
+        )
     }
 }
 
@@ -96,8 +105,15 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
     if source.synced {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
-        let error = if source.error.is_empty() { "no answer yet" } else { &source.error };
-        (StatusCode::SERVICE_UNAVAILABLE, format!("pods are not known yet ({}: {error})\n", source.name))
+        let error = if source.error.is_empty() {
+            "no answer yet"
+        } else {
+            &source.error
+        };
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("pods are not known yet ({}: {error})\n", source.name),
+        )
     }
 }
 
@@ -124,69 +140,143 @@ impl std::fmt::Debug for Metrics {
 
 impl Collector for Metrics {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let Self(Health { hub, index, stats, node, .. }) = self;
+        let Self(Health {
+            hub,
+            index,
+            stats,
+            node,
+            ..
+        }) = self;
         let node = node.load();
         let kinds = || Kind::ALL.iter().map(|&kind| (kind, kind_name(kind)));
 
         let counter = ConstCounter::new(0u64).metric_type();
         let gauge = ConstGauge::new(0i64).metric_type();
-        let mut family = out.encode_descriptor("frames", "Frames taken out of the kernel's ring", None, counter)?;
+        let mut family = out.encode_descriptor(
+            "frames",
+            "Frames taken out of the kernel's ring",
+            None,
+            counter,
+        )?;
         for (kind, name) in kinds() {
             let count = stats.frames[kind as usize].load(Ordering::Relaxed);
             ConstCounter::new(count).encode(family.encode_family(&[("kind", &*name)])?)?;
         }
-        let mut family = out.encode_descriptor("events_delivered", "Events sent, each to each of its subscribers", None, counter)?;
+        let mut family = out.encode_descriptor(
+            "events_delivered",
+            "Events sent, each to each of its subscribers",
+            None,
+            counter,
+        )?;
         for (kind, name) in kinds() {
             let count = hub.totals().deliveries(proto_kind(kind));
             ConstCounter::new(count).encode(family.encode_family(&[("kind", &*name)])?)?;
         }
-        let mut family = out.encode_descriptor("events_lost", "Events lost, by stage; each stream is told of its own", None, counter)?;
+        let mut family = out.encode_descriptor(
+            "events_lost",
+            "Events lost, by stage; each stream is told of its own",
+            None,
+            counter,
+        )?;
         for (kind, name) in kinds() {
             for stage in Stage::ALL {
                 let count = hub.totals().losses(proto_kind(kind), stage);
-                ConstCounter::new(count).encode(family.encode_family(&[("kind", &*name), ("stage", stage.name())])?)?;
+                ConstCounter::new(count)
+                    .encode(family.encode_family(&[("kind", &*name), ("stage", stage.name())])?)?;
             }
         }
         let mut one = |name, help, count: u64| {
             ConstCounter::new(count).encode(out.encode_descriptor(name, help, None, counter)?)
         };
-        one("frames_undecodable", "Frames that could not be read", stats.undecodable.load(Ordering::Relaxed))?;
-        one("tracker_records_lost", "Cgroups whose creation was not told; the tree was walked anew", stats.tracker_lost.load(Ordering::Relaxed))?;
-        one("scope_inheritance_failures", "New cgroups that could not be watched: the kernel's table was full", stats.scope_full.load(Ordering::Relaxed))?;
-        one("workloads_refused", "Cgroups and pods beyond the limits", index.refused())?;
+        one(
+            "frames_undecodable",
+            "Frames that could not be read",
+            stats.undecodable.load(Ordering::Relaxed),
+        )?;
+        one(
+            "tracker_records_lost",
+            "Cgroups whose creation was not told; the tree was walked anew",
+            stats.tracker_lost.load(Ordering::Relaxed),
+        )?;
+        one(
+            "scope_inheritance_failures",
+            "New cgroups that could not be watched: the kernel's table was full",
+            stats.scope_full.load(Ordering::Relaxed),
+        )?;
+        one(
+            "workloads_refused",
+            "Cgroups and pods beyond the limits",
+            index.refused(),
+        )?;
         let mut one = |name, help, value: i64| {
             ConstGauge::new(value).encode(out.encode_descriptor(name, help, None, gauge)?)
         };
-        one("subscriptions", "Streams that are open", hub.board().listeners().count() as i64)?;
+        one(
+            "subscriptions",
+            "Streams that are open",
+            hub.board().listeners().count() as i64,
+        )?;
         one("cgroups", "Cgroups that are known", index.cgroups() as i64)?;
-        one("cgroups_watched", "Cgroups that the kernel reports on", node.watched as i64)?;
-        one("pods", "Pods that the pod source told of", index.status().pods.into())?;
-        one("pods_synced", "1 once the pod source has told everything", index.status().synced.into())?;
-        let mut family = out.encode_descriptor("program_attached", "1 while a program is attached", None, gauge)?;
+        one(
+            "cgroups_watched",
+            "Cgroups that the kernel reports on",
+            node.watched as i64,
+        )?;
+        one(
+            "pods",
+            "Pods that the pod source told of",
+            index.status().pods.into(),
+        )?;
+        one(
+            "pods_synced",
+            "1 once the pod source has told everything",
+            index.status().synced.into(),
+        )?;
+        let mut family = out.encode_descriptor(
+            "program_attached",
+            "1 while a program is attached",
+            None,
+            gauge,
+        )?;
         for program in &node.programs {
             let labels = [("hook", &*program.hook), ("way", &*program.way)];
             ConstGauge::new(i64::from(program.attached)).encode(family.encode_family(&labels)?)?;
         }
-        let mut family = out.encode_descriptor("program_skipped", "Runs that the kernel skipped because the program already ran on that CPU", None, counter)?;
+        let mut family = out.encode_descriptor(
+            "program_skipped",
+            "Runs that the kernel skipped because the program already ran on that CPU",
+            None,
+            counter,
+        )?;
         for program in &node.programs {
             let labels = [("hook", &*program.hook), ("way", &*program.way)];
             ConstCounter::new(program.recursion_misses).encode(family.encode_family(&labels)?)?;
         }
         let resident = Unit::Bytes;
-        let family = out.encode_descriptor("resident_memory", "Memory of the agent", Some(&resident), gauge)?;
+        let family = out.encode_descriptor(
+            "resident_memory",
+            "Memory of the agent",
+            Some(&resident),
+            gauge,
+        )?;
         ConstGauge::new(resident_bytes() as i64).encode(family)
     }
 }
 
 fn kind_name(kind: Kind) -> String {
-    proto_kind(kind).as_str_name().trim_start_matches("KIND_").to_ascii_lowercase()
+    proto_kind(kind)
+        .as_str_name()
+        .trim_start_matches("KIND_")
+        .to_ascii_lowercase()
 }
 
 /// Second field of /proc/self/statm, in bytes; 0 where /proc is not there.
 fn resident_bytes() -> u64 {
     const PAGE: u64 = 4096;
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
-    let pages = pages.as_deref().and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+    let pages = pages
+        .as_deref()
+        .and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
     pages.unwrap_or(0) * PAGE
 }
 

@@ -70,10 +70,19 @@ struct Route {
 impl Pipeline {
     /// Runs until it is stopped. Give it a thread of its own.
     pub fn run(self) {
-        let Self { mut reader, mut counters, index, mut publisher, stats, stop } = self;
+        let Self {
+            mut reader,
+            mut counters,
+            index,
+            mut publisher,
+            stats,
+            stop,
+        } = self;
         let mut routes: HashMap<u64, Route> = HashMap::new();
         let mut epoch = index.epoch();
-        let mut clock = Clock { boot_unix_ns: boot_unix_ns() };
+        let mut clock = Clock {
+            boot_unix_ns: boot_unix_ns(),
+        };
         let mut housekeeping = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             stats.rounds.fetch_add(1, Ordering::Relaxed);
@@ -91,47 +100,73 @@ impl Pipeline {
                 routes.clear();
                 publisher.workloads_changed(|cgroup_id| index.get(cgroup_id));
             }
-            let drain = if commands.is_empty() { PASS } else { usize::MAX };
-            let Reader { events, cgroups, .. } = &mut reader;
+            let drain = if commands.is_empty() {
+                PASS
+            } else {
+                usize::MAX
+            };
+            let Reader {
+                events, cgroups, ..
+            } = &mut reader;
             let mut frames = 0;
-            while frames < drain && events.next(|frame| {
-                let envelope = match event::open(frame) {
-                    Ok(envelope) => envelope,
-                    Err(error) => return undecodable(&stats, &error),
-                };
-                let Envelope { header, kind, .. } = &envelope;
-                stats.frames[*kind as usize].fetch_add(1, Ordering::Relaxed);
-                let proto_kind = event::proto_kind(*kind);
-                let route = match routes.get(&header.cgroup_id) {
-                    Some(route) => route,
-                    None => {
-                        // A cgroup that is new: the tracker told of it before anything ran in it.
-                        while cgroups.cgroup(|event| note(&index, event)).is_some() {}
-                        let Some(workload) = identify(&index, &publisher, header.cgroup_id, header.slot) else {
-                            stats.rescan.store(true, Ordering::Relaxed);
-                            return publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
+            while frames < drain
+                && events
+                    .next(|frame| {
+                        let envelope = match event::open(frame) {
+                            Ok(envelope) => envelope,
+                            Err(error) => return undecodable(&stats, &error),
                         };
-                        let route = Route::new(workload, &publisher);
-                        routes.entry(header.cgroup_id).or_insert(route)
-                    }
-                };
-                let targets = route.targets[*kind as usize];
-                if targets == 0 {
-                    return;
-                }
-                match event::decode(&envelope, clock) {
-                    Ok(event) => publisher.publish(&event, proto_kind, &route.workload, &route.name, targets),
-                    Err(error) => {
-                        undecodable(&stats, &error);
-                        publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
-                    }
-                }
-            }).is_some() {
+                        let Envelope { header, kind, .. } = &envelope;
+                        stats.frames[*kind as usize].fetch_add(1, Ordering::Relaxed);
+                        let proto_kind = event::proto_kind(*kind);
+                        let route = match routes.get(&header.cgroup_id) {
+                            Some(route) => route,
+                            None => {
+                                // A cgroup that is new: the tracker told of it before anything ran in it.
+                                while cgroups.cgroup(|event| note(&index, event)).is_some() {}
+                                let Some(workload) =
+                                    identify(&index, &publisher, header.cgroup_id, header.slot)
+                                else {
+                                    stats.rescan.store(true, Ordering::Relaxed);
+                                    return publisher.lose(
+                                        header.slot,
+                                        proto_kind,
+                                        Stage::Agent,
+                                        1,
+                                    );
+                                };
+                                let route = Route::new(workload, &publisher);
+                                routes.entry(header.cgroup_id).or_insert(route)
+                            }
+                        };
+                        let targets = route.targets[*kind as usize];
+                        if targets == 0 {
+                            return;
+                        }
+                        match event::decode(&envelope, clock) {
+                            Ok(event) => publisher.publish(
+                                &event,
+                                proto_kind,
+                                &route.workload,
+                                &route.name,
+                                targets,
+                            ),
+                            Err(error) => {
+                                undecodable(&stats, &error);
+                                publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
+                            }
+                        }
+                    })
+                    .is_some()
+            {
                 frames += 1;
             }
             publisher.flush();
             let finished = publisher.take_finished();
-            if !commands.is_empty() || !finished.is_empty() || housekeeping.elapsed() >= HOUSEKEEPING {
+            if !commands.is_empty()
+                || !finished.is_empty()
+                || housekeeping.elapsed() >= HOUSEKEEPING
+            {
                 housekeeping = Instant::now();
                 clock.boot_unix_ns = boot_unix_ns();
                 losses(&mut counters, &mut publisher, &stats);
@@ -160,15 +195,28 @@ impl Route {
         for &kind in Kind::ALL {
             targets[kind as usize] = publisher.targets(event::proto_kind(kind), &workload);
         }
-        Self { name: encode_name(&workload), workload, targets }
+        Self {
+            name: encode_name(&workload),
+            workload,
+            targets,
+        }
     }
 }
 
 /// Who that is. A cgroup that nobody told of is at least of the pod whose slot it inherited.
-fn identify(index: &Index, publisher: &Publisher, cgroup_id: u64, slot: u32) -> Option<Arc<v1::Workload>> {
+fn identify(
+    index: &Index,
+    publisher: &Publisher,
+    cgroup_id: u64,
+    slot: u32,
+) -> Option<Arc<v1::Workload>> {
     index.get(cgroup_id).or_else(|| {
         let pod = publisher.pod_of_slot(slot)?;
-        Some(Arc::new(v1::Workload { cgroup_id, cgroup_path: String::new(), ..(*pod).clone() }))
+        Some(Arc::new(v1::Workload {
+            cgroup_id,
+            cgroup_path: String::new(),
+            ..(*pod).clone()
+        }))
     })
 }
 
@@ -178,7 +226,12 @@ fn track(reader: &mut Reader, index: &Index) {
 
 fn note(index: &Index, event: Option<CgroupEvent<'_>>) {
     match event {
-        Some(CgroupEvent::Created { id, parent_id, path, path_cut }) => index.cgroup_created(id, parent_id, &path, path_cut),
+        Some(CgroupEvent::Created {
+            id,
+            parent_id,
+            path,
+            path_cut,
+        }) => index.cgroup_created(id, parent_id, &path, path_cut),
         Some(CgroupEvent::Released { id }) => index.cgroup_released(id),
         None => tracing::error!("a record of the cgroup tracker is malformed"),
     }
@@ -195,7 +248,12 @@ fn losses(counters: &mut Counters, publisher: &mut Publisher, stats: &Stats) {
     match counters.losses(publisher.watched_slots()) {
         Ok(losses) => {
             for loss in losses {
-                publisher.lose(loss.slot, event::proto_kind(loss.kind), Stage::KernelRing, loss.count);
+                publisher.lose(
+                    loss.slot,
+                    event::proto_kind(loss.kind),
+                    Stage::KernelRing,
+                    loss.count,
+                );
             }
         }
         Err(error) => tracing::error!(%error, "the kernel's loss counters cannot be read"),
@@ -203,7 +261,9 @@ fn losses(counters: &mut Counters, publisher: &mut Publisher, stats: &Stats) {
     match counters.tracker() {
         Ok(counts) => {
             stats.tracker_lost.fetch_add(counts.lost, Ordering::Relaxed);
-            stats.scope_full.fetch_add(counts.scope_full, Ordering::Relaxed);
+            stats
+                .scope_full
+                .fetch_add(counts.scope_full, Ordering::Relaxed);
             if counts.lost > 0 {
                 stats.rescan.store(true, Ordering::Relaxed);
             }

@@ -22,7 +22,12 @@ pub enum Stage {
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::KernelRing, Self::KernelSkipped, Self::Agent, Self::ClientQueue];
+    pub const ALL: [Self; 4] = [
+        Self::KernelRing,
+        Self::KernelSkipped,
+        Self::Agent,
+        Self::ClientQueue,
+    ];
 
     /// The contract's name.
     pub const fn proto(self) -> LossStage {
@@ -75,7 +80,9 @@ impl Books {
     }
 
     pub(super) fn delivered(&self, kind: v1::Kind, count: u64) {
-        self.page(kind).delivered.fetch_add(count, Ordering::Relaxed);
+        self.page(kind)
+            .delivered
+            .fetch_add(count, Ordering::Relaxed);
     }
 
     /// Events that nobody could number: they matched, as far as anyone can tell, and are lost.
@@ -88,7 +95,9 @@ impl Books {
     /// Events that were counted as matched, and found no room in the queue.
     pub(super) fn lose_queued(&self, kind: v1::Kind, count: u64, first: u64, last: u64) {
         let page = self.page(kind);
-        _ = page.first_lost.compare_exchange(0, first, Ordering::Relaxed, Ordering::Relaxed);
+        _ = page
+            .first_lost
+            .compare_exchange(0, first, Ordering::Relaxed, Ordering::Relaxed);
         page.last_lost.store(last, Ordering::Relaxed);
         page.lost[Stage::ClientQueue as usize].fetch_add(count, Ordering::Release);
     }
@@ -120,7 +129,10 @@ impl Books {
                 lost: lost
                     .into_iter()
                     .filter(|&(_, count)| count > 0)
-                    .map(|(stage, count)| v1::StageLoss { stage: stage.proto().into(), count })
+                    .map(|(stage, count)| v1::StageLoss {
+                        stage: stage.proto().into(),
+                        count,
+                    })
                     .collect(),
             }
         };

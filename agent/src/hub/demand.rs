@@ -43,7 +43,9 @@ struct Slot {
 
 impl Slots {
     pub(super) fn listeners(&self, slot: u32) -> u64 {
-        self.slots.get(slot as usize).map_or(0, |slot| slot.listeners)
+        self.slots
+            .get(slot as usize)
+            .map_or(0, |slot| slot.listeners)
     }
 
     /// The pod that is counted there.
@@ -53,20 +55,31 @@ impl Slots {
 
     /// Slots that somebody watches.
     pub(super) fn watched(&self) -> impl Iterator<Item = u32> {
-        self.slots.iter().zip(0..).filter(|(slot, _)| slot.listeners != 0).map(|(_, at)| at)
+        self.slots
+            .iter()
+            .zip(0..)
+            .filter(|(slot, _)| slot.listeners != 0)
+            .map(|(_, at)| at)
     }
 }
 
 impl Hub {
     /// What the kernel should report, given the cgroups that exist. `slots` is how many slots there are.
-    pub fn demand<'a>(&self, live: impl IntoIterator<Item = (u64, &'a Arc<v1::Workload>)>, slots: u32) -> Demand {
+    pub fn demand<'a>(
+        &self,
+        live: impl IntoIterator<Item = (u64, &'a Arc<v1::Workload>)>,
+        slots: u32,
+    ) -> Demand {
         let board = self.board();
         let mut demand = Demand::default();
         for (_, listener) in board.listeners() {
             demand.kinds |= listener.request.kinds.bits();
         }
         // A pod that is watched on keeps its slot: what was counted there stays told to those who watch it.
-        let mut next = Slots { slots: vec![Slot::default()], by_pod: HashMap::new() };
+        let mut next = Slots {
+            slots: vec![Slot::default()],
+            by_pod: HashMap::new(),
+        };
         let mut seated: Vec<(u64, u64, u64, &Arc<v1::Workload>)> = Vec::new();
         for (cgroup_id, workload) in live {
             let (mut kinds, mut listeners) = (0, 0);
@@ -77,9 +90,12 @@ impl Hub {
                 }
             }
             seated.push((cgroup_id, kinds, listeners, workload));
-            if kinds != 0 && let Some(&slot) = board.slots.by_pod.get(&workload.pod_uid) {
+            if kinds != 0
+                && let Some(&slot) = board.slots.by_pod.get(&workload.pod_uid)
+            {
                 next.by_pod.insert(workload.pod_uid.clone(), slot);
-                next.slots.resize_with(next.slots.len().max(slot as usize + 1), Slot::default);
+                next.slots
+                    .resize_with(next.slots.len().max(slot as usize + 1), Slot::default);
             }
         }
         let mut taken: std::collections::HashSet<u32> = next.by_pod.values().copied().collect();
@@ -101,7 +117,8 @@ impl Hub {
                 }
             };
             if kinds != 0 {
-                next.slots.resize_with(next.slots.len().max(slot as usize + 1), Slot::default);
+                next.slots
+                    .resize_with(next.slots.len().max(slot as usize + 1), Slot::default);
                 let seat = &mut next.slots[slot as usize];
                 seat.listeners |= listeners;
                 // Parents come first: the pod's own cgroup stands for it.
@@ -109,7 +126,11 @@ impl Hub {
                     seat.pod = Some(pod_of(workload));
                 }
             }
-            demand.cgroups.push(Want { cgroup_id, kinds, slot });
+            demand.cgroups.push(Want {
+                cgroup_id,
+                kinds,
+                slot,
+            });
         }
         let next = Arc::new(next);
         let Ok(()) = self.change(|_, slots| {

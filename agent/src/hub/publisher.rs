@@ -63,14 +63,26 @@ struct Batch {
 
 impl Batch {
     fn new() -> Self {
-        Self { bytes: BytesMut::zeroed(HEAD), first_sequence: 0, counts: [0; KINDS], events: 0 }
+        Self {
+            bytes: BytesMut::zeroed(HEAD),
+            first_sequence: 0,
+            counts: [0; KINDS],
+            events: 0,
+        }
     }
 }
 
 impl Publisher {
     pub(super) fn new(hub: Hub, commands: mpsc::Receiver<Command>) -> Self {
         let board = hub.board();
-        Self { hub, board, voices: HashMap::new(), commands, finished: Vec::new(), encoded: Vec::new() }
+        Self {
+            hub,
+            board,
+            voices: HashMap::new(),
+            commands,
+            finished: Vec::new(),
+            encoded: Vec::new(),
+        }
     }
 
     /// The board has changed since [`Self::refresh`]: losses up to now are still the old listeners'.
@@ -106,7 +118,10 @@ impl Publisher {
         let wants = |listener: &Listener| {
             listener.request.kinds.contains(kind) && listener.request.selector.matches(workload)
         };
-        self.board.listeners().filter(|(_, listener)| wants(listener)).fold(0, |bits, (bit, _)| bits | bit)
+        self.board
+            .listeners()
+            .filter(|(_, listener)| wants(listener))
+            .fold(0, |bits, (bit, _)| bits | bit)
     }
 
     /// The pod that a slot counts for.
@@ -120,15 +135,36 @@ impl Publisher {
     }
 
     /// Gives an event to those of `targets` whose filter it passes. `name` is [`encode_name`] of the workload.
-    pub fn publish(&mut self, event: &v1::Event, kind: v1::Kind, workload: &Arc<v1::Workload>, name: &[u8], targets: u64) {
-        let Self { voices, encoded, finished, hub, .. } = self;
+    pub fn publish(
+        &mut self,
+        event: &v1::Event,
+        kind: v1::Kind,
+        workload: &Arc<v1::Workload>,
+        name: &[u8],
+        targets: u64,
+    ) {
+        let Self {
+            voices,
+            encoded,
+            finished,
+            hub,
+            ..
+        } = self;
         encoded.clear();
         let mut left = targets;
         while left != 0 {
             let bit = left & left.wrapping_neg();
             left ^= bit;
-            let Some(voice) = voices.get_mut(&bit) else { continue };
-            if voice.done || !voice.listener.request.filter.matches(event, &mut voice.family) {
+            let Some(voice) = voices.get_mut(&bit) else {
+                continue;
+            };
+            if voice.done
+                || !voice
+                    .listener
+                    .request
+                    .filter
+                    .matches(event, &mut voice.family)
+            {
                 continue;
             }
             if encoded.is_empty() {
@@ -162,7 +198,9 @@ impl Publisher {
     /// Tells each stream what has become known of workloads that its events named.
     pub fn workloads_changed(&mut self, lookup: impl Fn(u64) -> Option<Arc<v1::Workload>>) {
         for voice in self.voices.values_mut() {
-            let Voice { known, listener, .. } = voice;
+            let Voice {
+                known, listener, ..
+            } = voice;
             known.retain(|&cgroup_id, known| {
                 let Some(now) = lookup(cgroup_id) else {
                     // Gone and forgotten: its id is not used again.
@@ -201,8 +239,22 @@ impl Publisher {
 }
 
 impl Voice {
-    fn push(&mut self, kind: v1::Kind, workload: &Arc<v1::Workload>, event: &[u8], name: &[u8], hub: &Hub) {
-        let Self { listener, batch, next_sequence, remaining, known, .. } = self;
+    fn push(
+        &mut self,
+        kind: v1::Kind,
+        workload: &Arc<v1::Workload>,
+        event: &[u8],
+        name: &[u8],
+        hub: &Hub,
+    ) {
+        let Self {
+            listener,
+            batch,
+            next_sequence,
+            remaining,
+            known,
+            ..
+        } = self;
         let by_reference = listener.request.by_reference;
         if !known.contains_key(&workload.cgroup_id) {
             if by_reference {
@@ -220,7 +272,11 @@ impl Voice {
         let name = if by_reference { &[] } else { name };
         /// `repeated Event events = 2` of EventBatch.
         const EVENTS: u32 = 2;
-        encoding::encode_key(EVENTS, encoding::WireType::LengthDelimited, &mut batch.bytes);
+        encoding::encode_key(
+            EVENTS,
+            encoding::WireType::LengthDelimited,
+            &mut batch.bytes,
+        );
         encoding::encode_varint((event.len() + name.len()) as u64, &mut batch.bytes);
         batch.bytes.put_slice(event);
         batch.bytes.put_slice(name);
@@ -234,8 +290,18 @@ impl Voice {
         if self.batch.events == 0 {
             return;
         }
-        let Batch { bytes, first_sequence, counts, events } = std::mem::replace(&mut self.batch, Batch::new());
-        let Self { listener, remaining, done, .. } = self;
+        let Batch {
+            bytes,
+            first_sequence,
+            counts,
+            events,
+        } = std::mem::replace(&mut self.batch, Batch::new());
+        let Self {
+            listener,
+            remaining,
+            done,
+            ..
+        } = self;
         let last_sequence = first_sequence + events - 1;
         let counts: Vec<(v1::Kind, u64)> = listener
             .request
@@ -244,7 +310,10 @@ impl Voice {
             .map(|kind| (kind, u64::from(counts[kind as usize % KINDS])))
             .filter(|&(_, count)| count > 0)
             .collect();
-        match listener.queue.push(with_head(bytes, first_sequence), counts) {
+        match listener
+            .queue
+            .push(with_head(bytes, first_sequence), counts)
+        {
             Ok(()) => {
                 if let Some(remaining) = remaining {
                     *remaining = remaining.saturating_sub(events);
@@ -253,7 +322,9 @@ impl Voice {
             }
             Err(counts) => {
                 for (kind, count) in counts {
-                    listener.books.lose_queued(kind, count, first_sequence, last_sequence);
+                    listener
+                        .books
+                        .lose_queued(kind, count, first_sequence, last_sequence);
                     hub.0.totals.lost(kind, Stage::ClientQueue, count);
                 }
             }
@@ -282,7 +353,14 @@ fn with_head(mut bytes: BytesMut, first_sequence: u64) -> Bytes {
 pub fn encode_name(workload: &v1::Workload) -> Vec<u8> {
     /// `WorkloadName workload = 4` of Event.
     const WORKLOAD: u32 = 4;
-    let v1::Workload { node, namespace, pod, container, state, .. } = workload;
+    let v1::Workload {
+        node,
+        namespace,
+        pod,
+        container,
+        state,
+        ..
+    } = workload;
     let name = v1::WorkloadName {
         node: node.clone(),
         namespace: namespace.clone(),
@@ -296,7 +374,9 @@ pub fn encode_name(workload: &v1::Workload) -> Vec<u8> {
 }
 
 fn update(workload: &v1::Workload) -> v1::subscribe_response::Message {
-    v1::subscribe_response::Message::Workload(v1::WorkloadUpdate { workload: Some(workload.clone()) })
+    v1::subscribe_response::Message::Workload(v1::WorkloadUpdate {
+        workload: Some(workload.clone()),
+    })
 }
 
 impl super::subscription::Queue {

@@ -27,7 +27,10 @@ const LOSS_INTERVAL: Duration = Duration::from_secs(1);
 /// What waits for a stream.
 #[derive(Debug)]
 pub(super) enum Item {
-    Batch { bytes: Bytes, counts: Vec<(v1::Kind, u64)> },
+    Batch {
+        bytes: Bytes,
+        counts: Vec<(v1::Kind, u64)>,
+    },
     /// Small and bounded by the number of workloads: never dropped.
     Control(Encoded),
     End(EndReason),
@@ -44,7 +47,14 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(limit: u64) -> (Self, mpsc::UnboundedReceiver<Item>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { sender, bytes: AtomicU64::new(0), limit }, receiver)
+        (
+            Self {
+                sender,
+                bytes: AtomicU64::new(0),
+                limit,
+            },
+            receiver,
+        )
     }
 
     /// Takes room for a batch. Only the reader does, so nobody comes between.
@@ -71,7 +81,16 @@ impl Queue {
 }
 
 fn encoded(message: Message) -> Encoded {
-    Encoded::new(&v1::SubscribeResponse { message: Some(message) })
+    Encoded::new(&v1::SubscribeResponse {
+        message: Some(message),
+    })
+}
+
+enum Next {
+    Heartbeat,
+    LossCheck,
+    Finish(EndReason),
+    Item(Option<Item>),
 }
 
 /// One client's stream. Dropping it is how a subscriber leaves.
@@ -93,7 +112,11 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    pub(super) fn new(hub: Hub, listener: Arc<Listener>, items: mpsc::UnboundedReceiver<Item>) -> Self {
+    pub(super) fn new(
+        hub: Hub,
+        listener: Arc<Listener>,
+        items: mpsc::UnboundedReceiver<Item>,
+    ) -> Self {
         let every = |period: Duration| {
             let mut interval = interval_at(Instant::now() + period, period);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -106,7 +129,10 @@ impl Subscription {
             told_last: [0; KINDS],
             heartbeats: every(listener.request.heartbeat),
             loss_checks: every(LOSS_INTERVAL),
-            deadline: listener.request.max_duration.map(|time| Instant::now() + time),
+            deadline: listener
+                .request
+                .max_duration
+                .map(|time| Instant::now() + time),
             shutdown: hub.0.shutdown.subscribe(),
             finishing: false,
             ended: false,
@@ -139,37 +165,57 @@ impl Subscription {
             if self.ended {
                 return None;
             }
-            let Self { items, heartbeats, loss_checks, deadline, shutdown, finishing, .. } = self;
-            let over = async {
-                match deadline {
-                    Some(deadline) => sleep_until(*deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
-            // Timers first: a stream that is always busy must still show that it lives.
-            tokio::select! {
-                biased;
-                _ = heartbeats.tick() => {
+            match self.wait().await {
+                Next::Heartbeat => {
                     self.tell_losses();
                     self.tell_books(EndReason::Unspecified);
                 }
-                _ = loss_checks.tick() => self.tell_losses(),
-                () = over, if !*finishing => self.finish(EndReason::MaxDuration),
-                _ = shutdown.wait_for(|down| *down), if !*finishing => self.finish(EndReason::Shutdown),
-                item = items.recv() => match item {
-                    Some(Item::Batch { bytes, counts }) => return Some(self.deliver(bytes, counts)),
-                    Some(Item::Control(message)) => return Some(message),
-                    Some(Item::End(reason)) => self.end(reason),
-                    // The listener holds a sender.
-                    None => self.end(EndReason::Shutdown),
-                },
+                Next::LossCheck => self.tell_losses(),
+                Next::Finish(reason) => self.finish(reason),
+                Next::Item(Some(Item::Batch { bytes, counts })) => {
+                    return Some(self.deliver(bytes, counts));
+                }
+                Next::Item(Some(Item::Control(message))) => return Some(message),
+                Next::Item(Some(Item::End(reason))) => self.end(reason),
+                // The listener holds a sender, so that this does not happen while we are here.
+                Next::Item(None) => self.end(EndReason::Shutdown),
             }
+        }
+    }
+
+    async fn wait(&mut self) -> Next {
+        let Self {
+            items,
+            heartbeats,
+            loss_checks,
+            deadline,
+            shutdown,
+            finishing,
+            ..
+        } = self;
+        let over = async {
+            match deadline {
+                Some(deadline) => sleep_until(*deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Timers first: a stream that is always busy must still show that it lives.
+        tokio::select! {
+            biased;
+            _ = heartbeats.tick() => Next::Heartbeat,
+            _ = loss_checks.tick() => Next::LossCheck,
+            () = over, if !*finishing => Next::Finish(EndReason::MaxDuration),
+            _ = shutdown.wait_for(|down| *down), if !*finishing => Next::Finish(EndReason::Shutdown),
+            item = items.recv() => Next::Item(item),
         }
     }
 
     fn deliver(&mut self, bytes: Bytes, counts: Vec<(v1::Kind, u64)>) -> Encoded {
         let Self { listener, hub, .. } = self;
-        listener.queue.bytes.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
+        listener
+            .queue
+            .bytes
+            .fetch_sub(bytes.len() as u64, Ordering::Relaxed);
         for (kind, count) in counts {
             listener.books.delivered(kind, count);
             hub.0.totals.delivered(kind, count);
@@ -190,7 +236,13 @@ impl Subscription {
     }
 
     fn tell_losses(&mut self) {
-        let Self { listener, told, told_last, pending, .. } = self;
+        let Self {
+            listener,
+            told,
+            told_last,
+            pending,
+            ..
+        } = self;
         for kind in listener.request.kinds.iter() {
             let at = kind as usize % KINDS;
             for stage in Stage::ALL {
@@ -221,11 +273,12 @@ impl Subscription {
     }
 
     fn tell_books(&mut self, end: EndReason) {
-        self.pending.push_back(encoded(Message::Heartbeat(v1::Heartbeat {
-            time: Some(SystemTime::now().into()),
-            books: self.listener.books(),
-            end: end.into(),
-        })));
+        self.pending
+            .push_back(encoded(Message::Heartbeat(v1::Heartbeat {
+                time: Some(SystemTime::now().into()),
+                books: self.listener.books(),
+                end: end.into(),
+            })));
     }
 }
 

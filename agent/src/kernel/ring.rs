@@ -73,7 +73,10 @@ impl<'a> CgroupEvent<'a> {
 /// Wall-clock nanoseconds since 1970 at the boot clock's zero.
 pub fn boot_unix_ns() -> i128 {
     let read = |clock| {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         // SAFETY: the struct is valid for writes. These two clocks exist on every kernel, so that the call cannot fail.
         unsafe { libc::clock_gettime(clock, &raw mut time) };
         i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
@@ -239,10 +242,21 @@ mod tests {
 
     #[test]
     fn tracker_records_are_read() {
-        let created = CgroupEvent::Created { id: 7, parent_id: 5, path: "/a/b".into(), path_cut: false };
-        assert_eq!(CgroupEvent::parse(&record(CgroupRecord::CREATED, "/a/b")), Some(created));
+        let created = CgroupEvent::Created {
+            id: 7,
+            parent_id: 5,
+            path: "/a/b".into(),
+            path_cut: false,
+        };
+        assert_eq!(
+            CgroupEvent::parse(&record(CgroupRecord::CREATED, "/a/b")),
+            Some(created)
+        );
         let released = CgroupEvent::Released { id: 7 };
-        assert_eq!(CgroupEvent::parse(&record(CgroupRecord::RELEASED, "")), Some(released));
+        assert_eq!(
+            CgroupEvent::parse(&record(CgroupRecord::RELEASED, "")),
+            Some(released)
+        );
     }
 
     #[test]
