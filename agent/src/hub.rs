@@ -230,3 +230,6 @@ impl Hub {
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::api::core::v1 as k8s;
 use serde_json::Value;
 use tokio::fs;
 use tokio::time::sleep;
@@ -80,7 +80,7 @@ async fn read_if_changed(
 fn parse(content: &[u8], node: &str) -> Result<Vec<Pod>, Error> {
     let mut document: Value = serde_json::from_slice(content)?;
     let kind = document["kind"].as_str().unwrap_or_default();
-    let pods: Vec<api::Pod> = match kind {
+    let pods: Vec<k8s::Pod> = match kind {
         "List" | "PodList" => serde_json::from_value(document["items"].take())?,
         "Pod" => vec![serde_json::from_value(document)?],
         other => return Err(Error::Kind(other.to_owned())),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use dinle_proto::v1::{ContainerType, Owner};
-use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 /// Annotations of a static pod with the hash of its configuration, which the kubelet uses as its uid on the node.
@@ -52,7 +52,7 @@ pub struct Container {
 
 impl Pod {
     /// Takes what is needed. `None` for an object without a uid, which cannot come from an API server.
-    pub fn from_api(pod: api::Pod) -> Option<Self> {
+    pub fn from_api(pod: k8s::Pod) -> Option<Self> {
         let metadata = pod.metadata;
         let annotations = metadata.annotations.unwrap_or_default();
         let labels: HashMap<_, _> = metadata.labels.unwrap_or_default().into_iter().collect();
@@ -123,7 +123,7 @@ impl Pod {
 fn join(
     container_type: ContainerType,
     spec: impl Iterator<Item = (String, Option<String>)>,
-    statuses: Option<Vec<api::ContainerStatus>>,
+    statuses: Option<Vec<k8s::ContainerStatus>>,
 ) -> impl Iterator<Item = Container> {
     let mut statuses: HashMap<_, _> = statuses
         .unwrap_or_default()

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::api::core::v1 as k8s;
 use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
 use kube::{Api, Client, Config};
 use tokio::time::{sleep, timeout};
@@ -62,7 +62,7 @@ async fn connect() -> Result<Client, Box<dyn Error + Send + Sync>> {
 
 /// Follows the pods of the node, for ever. Errors are kept for [`Index::status`] and tried again, with growing delays.
 pub async fn follow(client: Client, index: &Index, node: &str) {
-    let pods = Api::<api::Pod>::all(client);
+    let pods = Api::<k8s::Pod>::all(client);
     let config = watcher::Config {
         // The pods of a node fit in one page, and the API server's cache, which `any_semantic` asks for, knows no pages.
         page_size: None,
@@ -130,7 +130,7 @@ impl Progress {
         }
     }
 
-    fn after(mut self, event: Event<api::Pod>, index: &Index) -> Self {
+    fn after(mut self, event: Event<k8s::Pod>, index: &Index) -> Self {
         match event {
             // Nothing was heard of the API server yet.
             Event::Init => return Self::Listing(Vec::new()),

@@ -1,0 +1,216 @@
+//! The rooms of the agent, and what each may know. Moving a wall means editing this table, with its reason.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// A room, and the crates and sibling rooms that it may name.
+const ROOMS: &[(&str, &[&str])] = &[
+    // All of BPF, and nothing of who listens.
+    ("kernel", &["aya", "dinle_ebpf", "zerocopy"]),
+    // Pure: bytes in, message out.
+    ("event", &["dinle_ebpf", "dinle_proto", "zerocopy"]),
+    // Who a cgroup is. Uses the contract's `Workload` itself, so that there is no second shape to keep in step.
+    ("workload", &["dinle_proto", "k8s_openapi", "kube", "tokio"]),
+    ("filter", &["dinle_proto"]),
+    // Who listens, and what they lost. Knows neither kernel nor gRPC.
+    ("hub", &["dinle_proto", "filter", "tokio"]),
+    // The way of an event.
+    (
+        "pipeline",
+        &[
+            "dinle_ebpf",
+            "dinle_proto",
+            "event",
+            "hub",
+            "kernel",
+            "workload",
+        ],
+    ),
+    // The way of demand, the other way round.
+    (
+        "control",
+        &[
+            "dinle_ebpf",
+            "dinle_proto",
+            "event",
+            "hub",
+            "kernel",
+            "pipeline",
+            "tokio",
+            "workload",
+        ],
+    ),
+    (
+        "api",
+        &[
+            "control",
+            "dinle_proto",
+            "filter",
+            "hub",
+            "tonic",
+            "workload",
+        ],
+    ),
+    (
+        "metrics",
+        &[
+            "control",
+            "dinle_ebpf",
+            "event",
+            "hub",
+            "pipeline",
+            "workload",
+        ],
+    ),
+    ("config", &["kernel", "workload"]),
+    // Talks to the API only: what it lacks, the contract lacks.
+    ("client", &["dinle_proto", "tokio", "tonic"]),
+];
+
+/// Everything that a room could reach for. `app` and `main` wire the rooms and may name all of it.
+const WATCHED: &[&str] = &[
+    "api",
+    "app",
+    "aya",
+    "client",
+    "config",
+    "control",
+    "dinle_ebpf",
+    "dinle_proto",
+    "event",
+    "filter",
+    "hub",
+    "k8s_openapi",
+    "kernel",
+    "kube",
+    "metrics",
+    "pipeline",
+    "tokio",
+    "tonic",
+    "workload",
+    "zerocopy",
+];
+
+#[test]
+fn every_room_keeps_to_its_walls() {
+    for (room, allowed) in ROOMS {
+        for file in sources(room) {
+            for (number, line) in code(&file) {
+                for name in WATCHED
+                    .iter()
+                    .filter(|name| *name != room && !allowed.contains(name))
+                {
+                    assert!(
+                        !names(&line, name),
+                        "{}:{number} reaches from `{room}` into `{name}`:\n{line}\nIf it must, say so in ROOMS of {}, with the reason.",
+                        file.display(),
+                        file!(),
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_is_in_a_room() {
+    let src = src();
+    let rooms: Vec<PathBuf> = ROOMS.iter().flat_map(|(room, _)| sources(room)).collect();
+    let wiring = ["app.rs", "lib.rs", "main.rs"].map(|name| src.join(name));
+    for file in walk(&src) {
+        let known = rooms.contains(&file) || wiring.contains(&file) || is_test(&file);
+        assert!(
+            known,
+            "{} belongs to no room: add it to ROOMS of {}",
+            file.display(),
+            file!()
+        );
+    }
+}
+
+#[test]
+fn unsafe_stays_in_the_kernel_room() {
+    let kernel = sources("kernel");
+    for file in walk(&src())
+        .into_iter()
+        .filter(|file| !kernel.contains(file) && !is_test(file))
+    {
+        for (number, line) in code(&file) {
+            assert!(
+                !line.contains("unsafe "),
+                "{}:{number}: `unsafe` belongs in the room `kernel`:\n{line}",
+                file.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_walls_are_seen() {
+    assert!(names("use kube::Client;", "kube"));
+    assert!(names("    kernel::Nudge,", "kernel"));
+    assert!(names("let x = crate::hub::Hub::new();", "hub"));
+    assert!(names("use crate::{event, hub::Hub};", "event"));
+    assert!(!names("// the kernel says so", "kernel"));
+    assert!(!names("self.kernel.load()", "kernel"));
+    assert!(!names("use subhub::Thing;", "hub"));
+    assert!(!names("use k8s_openapi::api::core;", "api"));
+}
+
+fn src() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// `room.rs`, and everything under `room/`, but for tests.
+fn sources(room: &str) -> Vec<PathBuf> {
+    let mut files = walk(&src().join(room));
+    files.push(src().join(format!("{room}.rs")));
+    files.retain(|file| !is_test(file));
+    files
+}
+
+fn is_test(file: &Path) -> bool {
+    file.components()
+        .any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs")
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            files.extend(walk(&path));
+        } else {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// Numbered lines without comments, up to the file's own tests.
+fn code(file: &Path) -> Vec<(usize, String)> {
+    let text = fs::read_to_string(file).expect("a source file");
+    let lines = text.lines().take_while(|line| *line != "#[cfg(test)]");
+    let code = lines.map(|line| line.split("//").next().unwrap_or_default().to_owned());
+    (1..).zip(code).collect()
+}
+
+/// Whether a line names a crate or room: `name::`, or the name alone in a `use`.
+fn names(line: &str, name: &str) -> bool {
+    let line = line.split("//").next().unwrap_or_default();
+    let is_word = |at: usize| {
+        let before = &line[..at];
+        if let Some(path) = before.strip_suffix("::") {
+            return path.ends_with("crate");
+        }
+        !before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '.' || c == '"')
+    };
+    let mut found = line.match_indices(name).filter(|&(at, _)| is_word(at));
+    let in_use = line.trim_start().starts_with("use ") || line.trim_start().starts_with("pub use ");
+    found.any(|(at, _)| {
+        let after = &line[at + name.len()..];
+        after.starts_with("::") || in_use && after.starts_with([',', '}', ';'])
+    })
+}
