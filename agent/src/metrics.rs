@@ -10,7 +10,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
 use dinle_ebpf::Kind;
 use prometheus_client::{
     collector::Collector,
@@ -126,7 +132,7 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
         _ = writeln!(text, "# metrics cannot be encoded: {error}");
     }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(axum::http::header::CONTENT_TYPE, kind)], text)
+    ([(CONTENT_TYPE, kind)], text)
 }
 
 #[derive(Clone)]

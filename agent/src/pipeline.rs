@@ -2,7 +2,7 @@
 //! for all events; it waits for nothing but the kernel.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,7 +16,7 @@ use dinle_proto::v1;
 use crate::{
     event::{self, Clock, Envelope},
     hub::{Command, Publisher, Stage, encode_name},
-    kernel::{CgroupEvent, Counters, Reader, boot_unix_ns},
+    kernel::{CgroupEvent, Counters, Reader, Ring, boot_unix_ns},
     workload::Index,
 };
 
@@ -59,14 +59,6 @@ pub struct Pipeline {
     pub stop: Arc<AtomicBool>,
 }
 
-/// What is decided once for a cgroup, until workloads or listeners change.
-struct Route {
-    workload: Arc<v1::Workload>,
-    name: Vec<u8>,
-    /// Listeners by kind, as bits.
-    targets: [u64; Kind::TABLE as usize],
-}
-
 impl Pipeline {
     /// Runs until it is stopped. Give it a thread of its own.
     pub fn run(self) {
@@ -74,32 +66,22 @@ impl Pipeline {
             mut reader,
             mut counters,
             index,
-            mut publisher,
+            publisher,
             stats,
             stop,
         } = self;
-        let mut routes: HashMap<u64, Route> = HashMap::new();
-        let mut epoch = index.epoch();
-        let mut clock = Clock {
-            boot_unix_ns: boot_unix_ns(),
-        };
+        let mut router = Router::new(index.clone(), publisher, stats.clone());
         let mut housekeeping = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             stats.rounds.fetch_add(1, Ordering::Relaxed);
             // Taken first: what happened before a command is in the rings and on the board by now.
-            let commands = publisher.commands();
-            track(&mut reader, &index);
-            if publisher.is_stale() {
+            let commands = router.publisher.commands();
+            track(&mut reader.cgroups, &index);
+            if router.publisher.is_stale() {
                 // What was lost until now is told to those who listened until now.
-                losses(&mut counters, &mut publisher, &stats);
-                publisher.refresh();
-                routes.clear();
+                losses(&mut counters, &mut router.publisher, &stats);
             }
-            if index.epoch() != epoch {
-                epoch = index.epoch();
-                routes.clear();
-                publisher.workloads_changed(|cgroup_id| index.get(cgroup_id));
-            }
+            router.refresh();
             let drain = if commands.is_empty() {
                 PASS
             } else {
@@ -109,74 +91,30 @@ impl Pipeline {
                 events, cgroups, ..
             } = &mut reader;
             let mut frames = 0;
+            // A cgroup that is new: the tracker told of it before anything ran in it.
             while frames < drain
                 && events
-                    .next(|frame| {
-                        let envelope = match event::open(frame) {
-                            Ok(envelope) => envelope,
-                            Err(error) => return undecodable(&stats, &error),
-                        };
-                        let Envelope { header, kind, .. } = &envelope;
-                        stats.frames[*kind as usize].fetch_add(1, Ordering::Relaxed);
-                        let proto_kind = event::proto_kind(*kind);
-                        let route = match routes.get(&header.cgroup_id) {
-                            Some(route) => route,
-                            None => {
-                                // A cgroup that is new: the tracker told of it before anything ran in it.
-                                while cgroups.cgroup(|event| note(&index, event)).is_some() {}
-                                let Some(workload) =
-                                    identify(&index, &publisher, header.cgroup_id, header.slot)
-                                else {
-                                    stats.rescan.store(true, Ordering::Relaxed);
-                                    return publisher.lose(
-                                        header.slot,
-                                        proto_kind,
-                                        Stage::Agent,
-                                        1,
-                                    );
-                                };
-                                let route = Route::new(workload, &publisher);
-                                routes.entry(header.cgroup_id).or_insert(route)
-                            }
-                        };
-                        let targets = route.targets[*kind as usize];
-                        if targets == 0 {
-                            return;
-                        }
-                        match event::decode(&envelope, clock) {
-                            Ok(event) => publisher.publish(
-                                &event,
-                                proto_kind,
-                                &route.workload,
-                                &route.name,
-                                targets,
-                            ),
-                            Err(error) => {
-                                undecodable(&stats, &error);
-                                publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
-                            }
-                        }
-                    })
+                    .next(|frame| router.frame(frame, || track(cgroups, &index)))
                     .is_some()
             {
                 frames += 1;
             }
-            publisher.flush();
-            let finished = publisher.take_finished();
+            router.publisher.flush();
+            let finished = router.publisher.take_finished();
             if !commands.is_empty()
                 || !finished.is_empty()
                 || housekeeping.elapsed() >= HOUSEKEEPING
             {
                 housekeeping = Instant::now();
-                clock.boot_unix_ns = boot_unix_ns();
-                losses(&mut counters, &mut publisher, &stats);
+                router.clock.boot_unix_ns = boot_unix_ns();
+                losses(&mut counters, &mut router.publisher, &stats);
             }
             for id in finished {
-                publisher.finish(id, v1::EndReason::MaxEvents);
+                router.publisher.finish(id, v1::EndReason::MaxEvents);
             }
             for command in commands {
                 match command {
-                    Command::Finish(id, reason) => publisher.finish(id, reason),
+                    Command::Finish(id, reason) => router.publisher.finish(id, reason),
                     // Whoever asked may have left.
                     Command::Sync(done) => _ = done.send(()),
                 }
@@ -184,6 +122,109 @@ impl Pipeline {
             if let Err(error) = reader.sleeper.wait(frames > 0) {
                 tracing::error!(%error, "the reader cannot ask the kernel to be woken; it looks every millisecond instead");
                 std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// Takes one frame after another to those who want them.
+pub struct Router {
+    index: Index,
+    /// Where events go.
+    pub publisher: Publisher,
+    stats: Arc<Stats>,
+    clock: Clock,
+    epoch: u64,
+    routes: HashMap<u64, Route>,
+}
+
+/// What is decided once for a cgroup, until workloads or listeners change.
+struct Route {
+    workload: Arc<v1::Workload>,
+    name: Vec<u8>,
+    /// Listeners by kind, as bits.
+    targets: [u64; Kind::TABLE as usize],
+}
+
+impl Router {
+    /// A router that has decided nothing yet.
+    pub fn new(index: Index, publisher: Publisher, stats: Arc<Stats>) -> Self {
+        let (epoch, clock) = (
+            index.epoch(),
+            Clock {
+                boot_unix_ns: boot_unix_ns(),
+            },
+        );
+        Self {
+            index,
+            publisher,
+            stats,
+            clock,
+            epoch,
+            routes: HashMap::new(),
+        }
+    }
+
+    /// Takes note of who listens and who runs now.
+    pub fn refresh(&mut self) {
+        let Self {
+            index,
+            publisher,
+            epoch,
+            routes,
+            ..
+        } = self;
+        if publisher.is_stale() {
+            publisher.refresh();
+            routes.clear();
+        }
+        if index.epoch() != *epoch {
+            *epoch = index.epoch();
+            routes.clear();
+            publisher.workloads_changed(|cgroup_id| index.get(cgroup_id));
+        }
+    }
+
+    /// Takes a frame its way. `track` makes the index know of cgroups that are new.
+    pub fn frame(&mut self, frame: &[u8], track: impl FnOnce()) {
+        let Self {
+            index,
+            publisher,
+            stats,
+            clock,
+            routes,
+            ..
+        } = self;
+        let envelope = match event::open(frame) {
+            Ok(envelope) => envelope,
+            Err(error) => return undecodable(stats, &error),
+        };
+        let Envelope { header, kind, .. } = &envelope;
+        let proto_kind = event::proto_kind(*kind);
+        stats.frames[*kind as usize].fetch_add(1, Ordering::Relaxed);
+        let route = match routes.entry(header.cgroup_id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                track();
+                let Some(workload) = identify(index, publisher, header.cgroup_id, header.slot)
+                else {
+                    stats.rescan.store(true, Ordering::Relaxed);
+                    return publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
+                };
+                new.insert(Route::new(workload, publisher))
+            }
+        };
+        let targets = route.targets[*kind as usize];
+        if targets == 0 {
+            return;
+        }
+        match event::decode(&envelope, *clock) {
+            Ok(event) => {
+                publisher.publish(&event, proto_kind, &route.workload, &route.name, targets)
+            }
+            Err(error) => {
+                undecodable(stats, &error);
+                publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
             }
         }
     }
@@ -220,8 +261,8 @@ fn identify(
     })
 }
 
-fn track(reader: &mut Reader, index: &Index) {
-    while reader.cgroups.cgroup(|event| note(index, event)).is_some() {}
+fn track(cgroups: &mut Ring, index: &Index) {
+    while cgroups.cgroup(|event| note(index, event)).is_some() {}
 }
 
 fn note(index: &Index, event: Option<CgroupEvent<'_>>) {

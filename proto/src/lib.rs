@@ -8,6 +8,7 @@
     unreachable_pub,
     unused_qualifications,
     clippy::all,
+    clippy::allow_attributes_without_reason,
     reason = "generated"
 )]
 pub mod v1 {
@@ -20,6 +21,7 @@ pub mod v1 {
     unreachable_pub,
     unused_qualifications,
     clippy::all,
+    clippy::allow_attributes_without_reason,
     reason = "generated"
 )]
 pub mod server {

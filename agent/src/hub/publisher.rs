@@ -256,12 +256,12 @@ impl Voice {
             ..
         } = self;
         let by_reference = listener.request.by_reference;
-        if !known.contains_key(&workload.cgroup_id) {
+        known.entry(workload.cgroup_id).or_insert_with(|| {
             if by_reference {
                 listener.queue.control(update(workload));
             }
-            known.insert(workload.cgroup_id, workload.clone());
-        }
+            workload.clone()
+        });
         listener.books.matched(kind);
         if batch.events == 0 {
             batch.first_sequence = *next_sequence;
