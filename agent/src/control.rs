@@ -93,23 +93,23 @@ impl Control {
             tokio::select! {
                 asked = self.settle.recv() => {
                     let Some(done) = asked else { return };
-                    self.reconcile(&mut lingering);
+                    self.reconcile(&mut lingering).await;
                     // Children that were made before their parent came into scope are in the tracker's ring by now.
                     let epoch = self.index.epoch();
                     self.hub.sync().await;
                     if self.index.epoch() != epoch {
-                        self.reconcile(&mut lingering);
+                        self.reconcile(&mut lingering).await;
                     }
                     // Whoever asked may have left.
                     _ = done.send(());
                 }
                 changed = listeners.changed() => {
                     if changed.is_err() { return }
-                    self.reconcile(&mut lingering);
+                    self.reconcile(&mut lingering).await;
                 }
                 changed = workloads.changed() => {
                     if changed.is_err() { return }
-                    self.reconcile(&mut lingering);
+                    self.reconcile(&mut lingering).await;
                 }
                 _ = ticks.tick() => {
                     self.index.expire(Instant::now());
@@ -125,7 +125,7 @@ impl Control {
     }
 
     /// Brings the kernel in line with demand: first what attaches, then what is in scope, so that nothing is in scope unheard.
-    fn reconcile(&mut self, lingering: &mut HashMap<&'static str, Instant>) {
+    async fn reconcile(&mut self, lingering: &mut HashMap<&'static str, Instant>) {
         let live = self.index.live();
         let demand = self
             .hub
@@ -141,6 +141,9 @@ impl Control {
                     tracing::debug!(hook, error, "not attached");
                 }
             }
+        }
+        if demand.moved {
+            self.hub.sync().await;
         }
         let now = Instant::now();
         for hook in Kind::ALL.iter().flat_map(|kind| kind.hooks()) {

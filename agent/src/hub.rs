@@ -14,6 +14,7 @@ pub use publisher::{Command, Publisher, encode_name};
 pub use subscription::Subscription;
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -89,7 +90,7 @@ struct Inner {
     board: ArcSwap<Board>,
     /// Guards changes of the board, and the commands' sender.
     changing: Mutex<mpsc::Sender<Command>>,
-    changed: watch::Sender<u64>,
+    changed: watch::Sender<()>,
     shutdown: watch::Sender<bool>,
     next_id: AtomicU64,
     totals: Totals,
@@ -109,7 +110,7 @@ impl Hub {
         let hub = Self(Arc::new(Inner {
             board: ArcSwap::new(board),
             changing: Mutex::new(sender),
-            changed: watch::Sender::new(0),
+            changed: watch::Sender::new(()),
             shutdown: watch::Sender::new(false),
             next_id: AtomicU64::new(1),
             totals: Totals::default(),
@@ -142,6 +143,7 @@ impl Hub {
             *free = Some(listener.clone());
             Ok(())
         })?;
+        self.0.changed.send_replace(());
         Ok(Subscription::new(self.clone(), listener, receiver))
     }
 
@@ -150,8 +152,8 @@ impl Hub {
         self.0.board.load_full()
     }
 
-    /// Grows whenever a listener comes or goes.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    /// Tells whenever a listener comes or goes.
+    pub fn changes(&self) -> watch::Receiver<()> {
         self.0.changed.subscribe()
     }
 
@@ -189,14 +191,17 @@ impl Hub {
     }
 
     fn remove(&self, id: u64) {
-        let Ok(()) = self.change(|places, _| {
-            let own =
-                |place: &&mut Option<Arc<Listener>>| place.as_ref().is_some_and(|one| one.id == id);
+        self.change(|places, _| {
+            let own = |place: &&mut Option<Arc<Listener>>| {
+                place.as_ref().is_some_and(|listener| listener.id == id)
+            };
             if let Some(place) = places.iter_mut().find(own) {
                 *place = None;
             }
-            Ok::<_, std::convert::Infallible>(())
-        });
+            Ok(())
+        })
+        .unwrap_or_else(|never: Infallible| match never {});
+        self.0.changed.send_replace(());
     }
 
     /// Puts a new board in place of the old one.
@@ -218,7 +223,6 @@ impl Hub {
             slots,
         }));
         drop(guard);
-        self.0.changed.send_replace(version);
         (self.0.wake)();
         Ok(())
     }

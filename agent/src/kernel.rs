@@ -115,7 +115,7 @@ impl Kernel {
         drop(loader);
         let scope = Scope::take(&mut ebpf)?;
         let counters = Counters::take(&mut ebpf)?;
-        let reader = Reader::take(&mut ebpf)?;
+        let reader = Reader::take(&mut ebpf, *ring_bytes)?;
         let btf = aya::Btf::from_sys_fs()?;
         let mut programs = Programs::load(ebpf, &btf, ways);
         drop(btf);

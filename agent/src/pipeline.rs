@@ -78,14 +78,15 @@ impl Pipeline {
             let commands = router.publisher.commands();
             track(&mut reader.cgroups, &index);
             if router.publisher.is_stale() {
-                // What was lost until now is told to those who listened until now.
+                // What was lost until now is told to those who listened until now, and to nobody else.
                 losses(&mut counters, &mut router.publisher, &stats);
+                report(counters.begin(router.listeners_changed()));
             }
-            router.refresh();
+            router.workloads_changed();
             let drain = if commands.is_empty() {
                 PASS
             } else {
-                usize::MAX
+                reader.frames_max
             };
             let Reader {
                 events, cgroups, ..
@@ -165,8 +166,14 @@ impl Router {
         }
     }
 
-    /// Takes note of who listens and who runs now.
-    pub fn refresh(&mut self) {
+    /// Takes note of who listens now. Returns the slots that nobody watched before.
+    pub fn listeners_changed(&mut self) -> Vec<u32> {
+        self.routes.clear();
+        self.publisher.refresh()
+    }
+
+    /// Takes note of who runs now, if that has changed.
+    pub fn workloads_changed(&mut self) {
         let Self {
             index,
             publisher,
@@ -174,10 +181,6 @@ impl Router {
             routes,
             ..
         } = self;
-        if publisher.is_stale() {
-            publisher.refresh();
-            routes.clear();
-        }
         if index.epoch() != *epoch {
             *epoch = index.epoch();
             routes.clear();
@@ -206,9 +209,11 @@ impl Router {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 track();
+                if index.get(header.cgroup_id).is_none() {
+                    stats.rescan.store(true, Ordering::Relaxed);
+                }
                 let Some(workload) = identify(index, publisher, header.cgroup_id, header.slot)
                 else {
-                    stats.rescan.store(true, Ordering::Relaxed);
                     return publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
                 };
                 new.insert(Route::new(workload, publisher))
@@ -286,29 +291,28 @@ fn undecodable(stats: &Stats, error: &event::DecodeError) {
 }
 
 fn losses(counters: &mut Counters, publisher: &mut Publisher, stats: &Stats) {
-    match counters.losses(publisher.watched_slots()) {
-        Ok(losses) => {
-            for loss in losses {
-                publisher.lose(
-                    loss.slot,
-                    event::proto_kind(loss.kind),
-                    Stage::KernelRing,
-                    loss.count,
-                );
-            }
-        }
-        Err(error) => tracing::error!(%error, "the kernel's loss counters cannot be read"),
+    for loss in report(counters.losses(publisher.watched_slots())) {
+        publisher.lose(
+            loss.slot,
+            event::proto_kind(loss.kind),
+            Stage::KernelRing,
+            loss.count,
+        );
     }
-    match counters.tracker() {
-        Ok(counts) => {
-            stats.tracker_lost.fetch_add(counts.lost, Ordering::Relaxed);
-            stats
-                .scope_full
-                .fetch_add(counts.scope_full, Ordering::Relaxed);
-            if counts.lost > 0 {
-                stats.rescan.store(true, Ordering::Relaxed);
-            }
-        }
-        Err(error) => tracing::error!(%error, "the tracker's counters cannot be read"),
+    let counts = report(counters.tracker());
+    stats.tracker_lost.fetch_add(counts.lost, Ordering::Relaxed);
+    stats
+        .scope_full
+        .fetch_add(counts.scope_full, Ordering::Relaxed);
+    if counts.lost > 0 {
+        stats.rescan.store(true, Ordering::Relaxed);
     }
+}
+
+/// Counters of our own maps can be read. Should the kernel ever say otherwise, the next look finds what this one missed.
+fn report<T: Default>(counted: Result<T, impl std::fmt::Display>) -> T {
+    counted.unwrap_or_else(|error| {
+        tracing::error!(%error, "the kernel's counters cannot be read");
+        T::default()
+    })
 }

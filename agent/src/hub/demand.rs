@@ -1,6 +1,6 @@
 //! What all listeners together want of the kernel.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
 use dinle_proto::v1;
 
@@ -24,17 +24,19 @@ pub struct Demand {
     pub cgroups: Vec<Want>,
     /// Kinds that somebody listens to, whether or not a pod matches yet.
     pub kinds: u64,
+    /// Pods are counted in other slots than before, or told to others: the reader must know before the kernel does.
+    pub moved: bool,
 }
 
 /// Who is counted where. A pod has a slot of its own while it is watched; slot 0 is for host processes, and for pods when slots
 /// run out: their losses are then told to everyone who watches any of them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Slots {
     slots: Vec<Slot>,
     by_pod: HashMap<String, u32>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Slot {
     /// Listeners that watch it.
     listeners: u64,
@@ -132,11 +134,15 @@ impl Hub {
                 slot,
             });
         }
-        let next = Arc::new(next);
-        let Ok(()) = self.change(|_, slots| {
-            *slots = next;
-            Ok::<_, std::convert::Infallible>(())
-        });
+        demand.moved = *board.slots != next;
+        if demand.moved {
+            let next = Arc::new(next);
+            self.change(|_, slots| {
+                *slots = next;
+                Ok(())
+            })
+            .unwrap_or_else(|never: Infallible| match never {});
+        }
         demand
     }
 }

@@ -90,10 +90,11 @@ impl Publisher {
         self.hub.0.board.load().version != self.board.version
     }
 
-    /// Looks at the board. What was decided by [`Self::targets`] holds no more.
-    pub fn refresh(&mut self) {
+    /// Looks at the board. What was decided by [`Self::targets`] holds no more. Returns the slots that somebody watches now, and
+    /// nobody did before.
+    pub fn refresh(&mut self) -> Vec<u32> {
         self.flush();
-        self.board = self.hub.board();
+        let before = std::mem::replace(&mut self.board, self.hub.board());
         let Self { board, voices, .. } = self;
         let mut old = std::mem::take(voices);
         for (bit, listener) in board.listeners() {
@@ -111,6 +112,8 @@ impl Publisher {
             };
             voices.insert(bit, voice);
         }
+        let begun = |slot: &u32| before.slots.listeners(*slot) == 0;
+        board.slots.watched().filter(begun).collect()
     }
 
     /// Who wants that kind of events of that workload, as bits. Decided once for a cgroup, not for each event.

@@ -531,7 +531,9 @@ fn demand_is_what_all_want_together_and_a_pod_keeps_its_slot() {
     assert_eq!(both.cgroups[1].slot, before.cgroups[1].slot);
     assert_ne!(both.cgroups[0].slot, both.cgroups[1].slot);
     drop((first, second));
-    assert_eq!(hub.demand(live(), 16).kinds, 0);
+    let none = hub.demand(live(), 16);
+    assert_eq!((none.kinds, none.moved), (0, true));
+    assert!(!hub.demand(live(), 16).moved, "nothing has changed since");
 }
 
 #[test]

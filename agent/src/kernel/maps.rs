@@ -207,6 +207,11 @@ impl Counters {
         Ok(losses)
     }
 
+    /// Forgets what was lost in these slots before: they count for others from now on.
+    pub fn begin(&mut self, slots: impl IntoIterator<Item = u32>) -> Result<(), MapError> {
+        self.losses(slots).map(|_| ())
+    }
+
     /// What the tracker could not do since the last call.
     pub fn tracker(&mut self) -> Result<TrackerCounts, MapError> {
         let values = self.tracker.get(&0, 0)?;

@@ -13,7 +13,7 @@ use aya::{
     maps::{Array, MapData, MapError, RingBuf},
 };
 
-use dinle_ebpf::CgroupRecord;
+use dinle_ebpf::{CgroupRecord, Header};
 use zerocopy::FromBytes as _;
 
 use super::{LoadError, take_map};
@@ -92,10 +92,12 @@ pub struct Reader {
     pub cgroups: Ring,
     /// How to wait for more.
     pub sleeper: Sleeper,
+    /// More frames than this the ring of the sensors cannot hold.
+    pub frames_max: usize,
 }
 
 impl Reader {
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+    pub(super) fn take(ebpf: &mut Ebpf, ring_bytes: u32) -> Result<Self, LoadError> {
         let events = ring(ebpf, "EVENTS")?;
         let cgroups = ring(ebpf, "CGROUPS")?;
         let name = "WAKE";
@@ -111,6 +113,7 @@ impl Reader {
             events,
             cgroups,
             sleeper,
+            frames_max: ring_bytes as usize / size_of::<Header>(),
         })
     }
 }
