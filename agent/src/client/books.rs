@@ -1,0 +1,371 @@
+//! The agent's books of a stream, held against what this client counted itself.
+
+use std::collections::BTreeMap;
+
+use dinle_proto::v1;
+
+use super::text;
+
+/// Counts what a stream brings, and checks every heartbeat's books against it.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    /// Events that came, by kind.
+    seen: BTreeMap<i32, u64>,
+    /// Losses that were told, by kind and stage.
+    told: BTreeMap<(i32, i32), u64>,
+    last_sequence: u64,
+    /// Sequence numbers before the last that no batch had.
+    missing: u64,
+    /// Of the last heartbeat, with `seen` as it was then.
+    last: Option<(Vec<v1::KindBooks>, BTreeMap<i32, u64>)>,
+    wrong: Option<String>,
+}
+
+impl Ledger {
+    pub(super) fn batch(&mut self, batch: &v1::EventBatch) {
+        let v1::EventBatch {
+            first_sequence,
+            events,
+        } = batch;
+        for event in events {
+            *self.seen.entry(event.kind).or_default() += 1;
+        }
+        if *first_sequence <= self.last_sequence {
+            self.contradict(format!(
+                "a batch begins with event number {first_sequence}, but number {} was here already",
+                self.last_sequence
+            ));
+            return;
+        }
+        self.missing += first_sequence - self.last_sequence - 1;
+        self.last_sequence = first_sequence + (events.len() as u64).saturating_sub(1);
+    }
+
+    pub(super) fn loss(&mut self, loss: &v1::Loss) {
+        *self.told.entry((loss.kind, loss.stage)).or_default() += loss.count;
+    }
+
+    pub(super) fn heartbeat(&mut self, heartbeat: &v1::Heartbeat) {
+        let books = &heartbeat.books;
+        for kind in books {
+            self.check(kind);
+        }
+        for (kind, seen) in self.seen.clone() {
+            if !books.iter().any(|books| books.kind == kind) {
+                self.contradict(format!(
+                    "{seen} {} events came, but the agent keeps no books of them",
+                    text::kind(kind)
+                ));
+            }
+        }
+        let queue_losses: u64 = books
+            .iter()
+            .flat_map(|books| &books.lost)
+            .filter(|lost| lost.stage == v1::LossStage::ClientQueue as i32)
+            .map(|lost| lost.count)
+            .sum();
+        if self.missing > queue_losses {
+            self.contradict(format!(
+                "{} event numbers are missing, but the agent's books say that its queue lost {queue_losses}",
+                self.missing
+            ));
+        }
+        self.last = Some((books.clone(), self.seen.clone()));
+    }
+
+    fn check(&mut self, books: &v1::KindBooks) {
+        let v1::KindBooks {
+            kind,
+            matched,
+            delivered,
+            queued,
+            lost,
+        } = books;
+        let name = text::kind(*kind);
+        let accounted = delivered + queued + lost.iter().map(|lost| lost.count).sum::<u64>();
+        if *matched != accounted {
+            self.contradict(format!(
+                "{name}: the agent's books say matched {matched}, but delivered, queued and lost make {accounted}"
+            ));
+        }
+        let seen = self.seen.get(kind).copied().unwrap_or(0);
+        if *delivered != seen {
+            self.contradict(format!(
+                "{name}: the agent's books say delivered {delivered}, but this client counted {seen}"
+            ));
+        }
+        let told: Vec<_> = self
+            .told
+            .range((*kind, i32::MIN)..=(*kind, i32::MAX))
+            .map(|((_, stage), told)| (*stage, *told))
+            .collect();
+        for (stage, told) in told {
+            let booked: u64 = lost
+                .iter()
+                .filter(|lost| lost.stage == stage)
+                .map(|lost| lost.count)
+                .sum();
+            // Losses that were not told yet are in the books first, never the other way round.
+            if told > booked {
+                self.contradict(format!(
+                    "{name}: the agent told of {told} lost at {}, but its books say {booked}",
+                    text::stage(stage)
+                ));
+            }
+        }
+    }
+
+    /// The first contradiction is the one that tells something; others follow from it.
+    fn contradict(&mut self, what: String) {
+        self.wrong.get_or_insert(what);
+    }
+
+    /// What does not fit, if anything does not.
+    pub(super) fn wrong(&self) -> Option<&str> {
+        self.wrong.as_deref()
+    }
+
+    /// The books for the user, as lines.
+    pub(super) fn summary(&self) -> String {
+        let none = (Vec::new(), BTreeMap::new());
+        let (books, seen_then) = self.last.as_ref().unwrap_or(&none);
+        let mut lines = if self.last.is_some() {
+            let kinds: Vec<_> = books.iter().map(equation).collect();
+            format!("books: {}", kinds.join("; "))
+        } else {
+            "books: none came from the agent".to_owned()
+        };
+        let since: Vec<_> = self
+            .seen
+            .iter()
+            .map(|(kind, seen)| (kind, seen - seen_then.get(kind).copied().unwrap_or(0)))
+            .filter(|(_, count)| *count > 0)
+            .map(|(kind, count)| format!("{} {}", text::kind(*kind), text::thousands(count)))
+            .collect();
+        if !since.is_empty() {
+            lines.push_str(&format!(
+                "\nnot in these books yet: delivered {}",
+                since.join(", ")
+            ));
+        }
+        if let Some(wrong) = &self.wrong {
+            lines.push_str(&format!("\nTHE BOOKS DO NOT BALANCE: {wrong}"));
+        }
+        lines
+    }
+}
+
+/// `exec matched 52 = delivered 50 + lost 2 (CLIENT_QUEUE 2)`.
+fn equation(books: &v1::KindBooks) -> String {
+    let v1::KindBooks {
+        kind,
+        matched,
+        delivered,
+        queued,
+        lost,
+    } = books;
+    let queued = match queued {
+        0 => String::new(),
+        queued => format!(" + queued {}", text::thousands(*queued)),
+    };
+    let stages: Vec<_> = lost
+        .iter()
+        .filter(|lost| lost.count > 0)
+        .map(|lost| {
+            format!(
+                "{} {}",
+                text::stage(lost.stage),
+                text::thousands(lost.count)
+            )
+        })
+        .collect();
+    let stages = if stages.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", stages.join(", "))
+    };
+    format!(
+        "{} matched {} = delivered {}{queued} + lost {}{stages}",
+        text::kind(*kind),
+        text::thousands(*matched),
+        text::thousands(*delivered),
+        text::thousands(lost.iter().map(|lost| lost.count).sum()),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use v1::{Kind, LossStage};
+
+    fn batch(first_sequence: u64, kinds: &[Kind]) -> v1::EventBatch {
+        v1::EventBatch {
+            first_sequence,
+            events: kinds
+                .iter()
+                .map(|kind| v1::Event {
+                    kind: (*kind).into(),
+                    ..Default::default()
+                })
+                .collect(),
+        }
+    }
+
+    fn books(
+        kind: Kind,
+        matched: u64,
+        delivered: u64,
+        queued: u64,
+        lost: &[(LossStage, u64)],
+    ) -> v1::KindBooks {
+        v1::KindBooks {
+            kind: kind.into(),
+            matched,
+            delivered,
+            queued,
+            lost: lost
+                .iter()
+                .map(|(stage, count)| v1::StageLoss {
+                    stage: (*stage).into(),
+                    count: *count,
+                })
+                .collect(),
+        }
+    }
+
+    fn heartbeat(books: &[v1::KindBooks]) -> v1::Heartbeat {
+        v1::Heartbeat {
+            books: books.to_vec(),
+            ..Default::default()
+        }
+    }
+
+    fn loss(stage: LossStage, count: u64) -> v1::Loss {
+        v1::Loss {
+            kind: Kind::Exec.into(),
+            stage: stage.into(),
+            count,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn balanced_books_are_one_line() {
+        let mut ledger = Ledger::default();
+        ledger.batch(&batch(1, &[Kind::Exec, Kind::Exit, Kind::Exec]));
+        ledger.heartbeat(&heartbeat(&[
+            books(Kind::Exec, 2, 2, 0, &[]),
+            books(Kind::Exit, 1, 1, 0, &[]),
+        ]));
+        assert_eq!(ledger.wrong(), None);
+        assert_eq!(
+            ledger.summary(),
+            "books: exec matched 2 = delivered 2 + lost 0; exit matched 1 = delivered 1 + lost 0"
+        );
+    }
+
+    #[test]
+    fn losses_and_the_queue_are_in_the_line() {
+        let mut ledger = Ledger::default();
+        ledger.batch(&batch(1, &[Kind::Exec]));
+        ledger.loss(&loss(LossStage::ClientQueue, 1204));
+        ledger.batch(&batch(1206, &[Kind::Exec, Kind::Exec]));
+        ledger.heartbeat(&heartbeat(&[books(
+            Kind::Exec,
+            1216,
+            3,
+            2,
+            &[(LossStage::KernelRing, 7), (LossStage::ClientQueue, 1204)],
+        )]));
+        assert_eq!(ledger.wrong(), None);
+        assert_eq!(
+            ledger.summary(),
+            "books: exec matched 1,216 = delivered 3 + queued 2 + lost 1,211 \
+             (KERNEL_RING 7, CLIENT_QUEUE 1,204)"
+        );
+    }
+
+    #[test]
+    fn what_came_after_the_last_books_is_told() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.summary(), "books: none came from the agent");
+        ledger.batch(&batch(1, &[Kind::Exec]));
+        assert_eq!(
+            ledger.summary(),
+            "books: none came from the agent\nnot in these books yet: delivered exec 1"
+        );
+        ledger.heartbeat(&heartbeat(&[
+            books(Kind::Exec, 1, 1, 0, &[]),
+            books(Kind::Exit, 0, 0, 0, &[]),
+        ]));
+        ledger.batch(&batch(2, &[Kind::Exec, Kind::Exit, Kind::Exit]));
+        assert_eq!(
+            ledger.summary(),
+            "books: exec matched 1 = delivered 1 + lost 0; exit matched 0 = delivered 0 + lost 0\n\
+             not in these books yet: delivered exec 1, exit 2"
+        );
+        assert_eq!(ledger.wrong(), None);
+    }
+
+    #[test]
+    fn every_contradiction_is_found() {
+        type Story = fn(&mut Ledger);
+        let table: [(Story, &str); 6] = [
+            (
+                |ledger| {
+                    ledger.batch(&batch(1, &[Kind::Exec]));
+                    ledger.heartbeat(&heartbeat(&[books(Kind::Exec, 2, 2, 0, &[])]));
+                },
+                "exec: the agent's books say delivered 2, but this client counted 1",
+            ),
+            (
+                |ledger| {
+                    ledger.batch(&batch(1, &[Kind::Exec]));
+                    ledger.heartbeat(&heartbeat(&[books(Kind::Exec, 3, 1, 1, &[])]));
+                },
+                "exec: the agent's books say matched 3, but delivered, queued and lost make 2",
+            ),
+            (
+                |ledger| {
+                    ledger.loss(&loss(LossStage::KernelRing, 5));
+                    let booked = [(LossStage::KernelRing, 4)];
+                    ledger.heartbeat(&heartbeat(&[books(Kind::Exec, 4, 0, 0, &booked)]));
+                },
+                "exec: the agent told of 5 lost at KERNEL_RING, but its books say 4",
+            ),
+            (
+                |ledger| {
+                    ledger.batch(&batch(1, &[Kind::Exec]));
+                    ledger.heartbeat(&heartbeat(&[]));
+                },
+                "1 exec events came, but the agent keeps no books of them",
+            ),
+            (
+                |ledger| {
+                    ledger.batch(&batch(3, &[Kind::Exec]));
+                    let booked = [(LossStage::ClientQueue, 1)];
+                    ledger.heartbeat(&heartbeat(&[books(Kind::Exec, 2, 1, 0, &booked)]));
+                },
+                "2 event numbers are missing, but the agent's books say that its queue lost 1",
+            ),
+            (
+                |ledger| {
+                    ledger.batch(&batch(1, &[Kind::Exec, Kind::Exec]));
+                    ledger.batch(&batch(2, &[Kind::Exec]));
+                },
+                "a batch begins with event number 2, but number 2 was here already",
+            ),
+        ];
+        for (story, expected) in table {
+            let mut ledger = Ledger::default();
+            story(&mut ledger);
+            assert_eq!(ledger.wrong(), Some(expected));
+            let summary = ledger.summary();
+            let last = summary.lines().last();
+            assert_eq!(
+                last,
+                Some(format!("THE BOOKS DO NOT BALANCE: {expected}").as_str())
+            );
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Messages as protobuf JSON, one a line.
+
+use std::io::{self, Write};
+
+use anyhow::Context as _;
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+
+/// Prints messages of one type: names in lowerCamelCase, enums by name, 64-bit numbers as strings, defaults left out.
+#[derive(Clone, Debug)]
+pub(super) struct Json(MessageDescriptor);
+
+impl Json {
+    /// For the message `dinle.v1.NAME`.
+    pub(super) fn of(name: &str) -> anyhow::Result<Self> {
+        let pool = DescriptorPool::decode(dinle_proto::DESCRIPTORS)
+            .context("cannot read the contract that is built in")?;
+        let descriptor = pool
+            .get_message_by_name(&format!("dinle.v1.{name}"))
+            .with_context(|| format!("the contract that is built in has no message {name}"))?;
+        Ok(Self(descriptor))
+    }
+
+    /// The message as a JSON value.
+    pub(super) fn value(&self, message: &impl prost::Message) -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::to_value(self.dynamic(message)?)?)
+    }
+
+    /// Prints the message as a line.
+    pub(super) fn line(
+        &self,
+        message: &impl prost::Message,
+        out: &mut dyn Write,
+    ) -> anyhow::Result<()> {
+        // Into io::Error, so that a closed pipe stays one.
+        serde_json::to_writer(&mut *out, &self.dynamic(message)?).map_err(io::Error::from)?;
+        writeln!(out)?;
+        Ok(())
+    }
+
+    fn dynamic(&self, message: &impl prost::Message) -> anyhow::Result<DynamicMessage> {
+        let mut dynamic = DynamicMessage::new(self.0.clone());
+        dynamic
+            .transcode_from(message)
+            .with_context(|| format!("cannot write a {} as JSON", self.0.name()))?;
+        Ok(dynamic)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dinle_proto::v1;
+
+    #[test]
+    fn names_are_those_of_protobuf_json() {
+        let event = v1::Event {
+            time: Some(prost_types::Timestamp {
+                seconds: 1_700_000_000,
+                nanos: 5_000_000,
+            }),
+            kind: v1::Kind::Exit.into(),
+            cgroup_id: 4026,
+            workload: Some(v1::WorkloadName {
+                node: "node-1".to_owned(),
+                namespace: "shop".to_owned(),
+                pod: "web-0".to_owned(),
+                container: String::new(),
+                state: v1::IdentityState::Pod.into(),
+            }),
+            process: Some(v1::Process {
+                pid: 7,
+                pod_pid: 1,
+                comm: "a\n\u{1b}".to_owned(),
+                start_boot_ns: 12,
+                ancestors: vec![3, 1],
+                ..Default::default()
+            }),
+            detail: Some(v1::event::Detail::Exit(v1::Exit {
+                signal: 9,
+                duration: Some(prost_types::Duration {
+                    seconds: 1,
+                    nanos: 204_000_000,
+                }),
+                ..Default::default()
+            })),
+        };
+        let mut out = Vec::new();
+        let json = Json::of("Event").expect("a message of the contract");
+        json.line(&event, &mut out).expect("a Vec takes all");
+        assert_eq!(
+            String::from_utf8(out).expect("UTF-8"),
+            concat!(
+                r#"{"time":"2023-11-14T22:13:20.005Z","kind":"KIND_EXIT","cgroupId":"4026","#,
+                r#""workload":{"node":"node-1","namespace":"shop","pod":"web-0","state":"IDENTITY_STATE_POD"},"#,
+                r#""process":{"pid":7,"podPid":1,"comm":"a\n\u001b","startBootNs":"12","ancestors":[3,1]},"#,
+                r#""exit":{"signal":9,"duration":"1.204s"}}"#,
+                "\n"
+            )
+        );
+    }
+
+    #[test]
+    fn a_message_that_is_not_in_the_contract_is_refused() {
+        let error = Json::of("Nothing").expect_err("there is none");
+        assert_eq!(
+            error.to_string(),
+            "the contract that is built in has no message Nothing"
+        );
+    }
+}

@@ -1,0 +1,358 @@
+//! `dinle status`.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use dinle_proto::v1;
+
+use super::{
+    Screen,
+    args::{Connection, Output},
+    connect::{answer, connect},
+    json::Json,
+    pages::{capabilities, print_facts},
+    table::Table,
+    text::{self, NONE},
+};
+
+pub(super) const LONG_ABOUT: &str = "\
+Show how the agent is doing: its programs in the kernel, the streams that are open, what was lost since it started, \
+where it knows pods from, and which kinds of events it can see on this kernel.
+
+Examples:
+  dinle status
+  dinle status -o json | jq .status.losses";
+
+/// Arguments of `dinle status`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Status {
+    /// How to print: a page of text, or protobuf JSON on one line
+    #[arg(short, long, value_enum, default_value_t = Output::Table, hide_possible_values = true, value_name = "table|json")]
+    output: Output,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Status {
+    pub(super) async fn run(self, screen: &mut Screen<'_>) -> anyhow::Result<ExitCode> {
+        let Self {
+            output,
+            connection: Connection { address },
+        } = self;
+        let mut client = connect(&address).await?;
+        let status = answer(&address, client.get_status(v1::GetStatusRequest {})).await?;
+        let kinds = answer(
+            &address,
+            client.list_capabilities(v1::ListCapabilitiesRequest {}),
+        )
+        .await?;
+        match output {
+            Output::Table => page(&status, &kinds.capabilities, SystemTime::now(), screen.out)?,
+            Output::Json => {
+                let answers = serde_json::json!({
+                    "status": Json::of("GetStatusResponse")?.value(&status)?,
+                    "capabilities": Json::of("ListCapabilitiesResponse")?.value(&kinds)?,
+                });
+                writeln!(screen.out, "{answers}")?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn page(
+    status: &v1::GetStatusResponse,
+    kinds: &[v1::Capability],
+    now: SystemTime,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let v1::GetStatusResponse {
+        version,
+        node,
+        boot_id,
+        kernel_release,
+        started,
+        programs,
+        subscriptions,
+        losses,
+        pod_source,
+        cgroups,
+        cgroups_in_scope,
+        ring_bytes,
+    } = status;
+    let facts = [
+        (
+            "agent",
+            format!(
+                "{}, up {}",
+                text::or_none(version),
+                age(started.as_ref(), now)
+            ),
+        ),
+        ("node", text::or_none(node).to_owned()),
+        (
+            "kernel",
+            format!(
+                "{}, boot id {}",
+                text::or_none(kernel_release),
+                text::or_none(boot_id)
+            ),
+        ),
+        ("pods", source(pod_source.as_ref())),
+        (
+            "cgroups",
+            format!(
+                "{} known, {} reported on now",
+                text::thousands(u64::from(*cgroups)),
+                text::thousands(u64::from(*cgroups_in_scope))
+            ),
+        ),
+        ("ring", format!("{} bytes", text::thousands(*ring_bytes))),
+    ];
+    print_facts(&facts, out)?;
+    writeln!(out)?;
+    capabilities(kinds, out)?;
+    writeln!(out)?;
+    print_programs(programs, out)?;
+    writeln!(out)?;
+    if subscriptions.is_empty() {
+        writeln!(out, "nobody listens")?;
+    } else {
+        print_streams(subscriptions, now, out)?;
+    }
+    writeln!(out)?;
+    if losses.is_empty() {
+        writeln!(out, "nothing was lost")
+    } else {
+        print_losses(losses, out)
+    }
+}
+
+fn source(source: Option<&v1::PodSource>) -> String {
+    let Some(v1::PodSource {
+        name,
+        synced,
+        pods,
+        error,
+    }) = source
+    else {
+        return NONE.to_owned();
+    };
+    let synced = if *synced { "synced" } else { "NOT SYNCED YET" };
+    let error = if error.is_empty() {
+        String::new()
+    } else {
+        format!("; last error: {error}")
+    };
+    format!(
+        "from {}, {synced}, {} pods{error}",
+        text::or_none(name),
+        text::thousands(u64::from(*pods))
+    )
+}
+
+fn print_programs(programs: &[v1::Program], out: &mut dyn Write) -> io::Result<()> {
+    let row = |program: &v1::Program| {
+        let v1::Program {
+            name,
+            hook,
+            way,
+            attached,
+            verified_instructions,
+            recursion_misses,
+        } = program;
+        vec![
+            name.clone(),
+            text::or_none(hook).to_owned(),
+            text::or_none(way).to_owned(),
+            if *attached { "yes" } else { "no" }.to_owned(),
+            text::known(u64::from(*verified_instructions)),
+            text::thousands(*recursion_misses),
+        ]
+    };
+    let rows: Vec<_> = programs.iter().map(row).collect();
+    let names = ["PROGRAM", "HOOK", "WAY", "ATTACHED", "VERIFIED", "SKIPPED"];
+    Table::print(&names, &rows, out)
+}
+
+fn print_streams(
+    streams: &[v1::Subscription],
+    now: SystemTime,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let mut rows = Vec::new();
+    for stream in streams {
+        for books in &stream.books {
+            let lost = books.lost.iter().map(|lost| lost.count).sum();
+            rows.push(vec![
+                stream.stream_id.to_string(),
+                age(stream.started.as_ref(), now),
+                text::kind(books.kind),
+                text::thousands(books.matched),
+                text::thousands(books.delivered),
+                text::thousands(books.queued),
+                text::thousands(lost),
+            ]);
+        }
+    }
+    let names = [
+        "STREAM",
+        "AGE",
+        "KIND",
+        "MATCHED",
+        "DELIVERED",
+        "QUEUED",
+        "LOST",
+    ];
+    Table::print(&names, &rows, out)
+}
+
+fn print_losses(losses: &[v1::NodeLoss], out: &mut dyn Write) -> io::Result<()> {
+    let row = |loss: &v1::NodeLoss| {
+        let v1::NodeLoss { kind, stage, count } = loss;
+        vec![
+            text::kind(*kind),
+            text::stage(*stage),
+            text::thousands(*count),
+        ]
+    };
+    let rows: Vec<_> = losses.iter().map(row).collect();
+    Table::print(&["KIND", "LOST-AT", "COUNT"], &rows, out)
+}
+
+/// `3h 2m 5s`. A clock that was set back makes it 0.
+fn age(since: Option<&prost_types::Timestamp>, now: SystemTime) -> String {
+    let Some(started) = since.and_then(|since| SystemTime::try_from(*since).ok()) else {
+        return NONE.to_owned();
+    };
+    let age = now.duration_since(started).unwrap_or_default();
+    let seconds = Duration::from_secs(age.as_secs());
+    humantime::format_duration(seconds).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::pages::tests::both_capabilities;
+
+    fn at(seconds: i64) -> Option<prost_types::Timestamp> {
+        Some(prost_types::Timestamp { seconds, nanos: 0 })
+    }
+
+    fn printed(status: &v1::GetStatusResponse) -> String {
+        let mut out = Vec::new();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(11_125_900);
+        page(status, &both_capabilities(), now, &mut out).expect("a Vec takes all");
+        String::from_utf8(out).expect("UTF-8")
+    }
+
+    #[test]
+    fn a_busy_agent_is_a_page() {
+        let status = v1::GetStatusResponse {
+            version: "0.1.0".to_owned(),
+            node: "node-1".to_owned(),
+            boot_id: "b00t".to_owned(),
+            kernel_release: "6.12.0".to_owned(),
+            started: at(200),
+            programs: vec![
+                v1::Program {
+                    name: "tp_btf__sched_process_exec".to_owned(),
+                    hook: "sched_process_exec".to_owned(),
+                    way: "tp_btf".to_owned(),
+                    attached: true,
+                    verified_instructions: 1272,
+                    recursion_misses: 1,
+                },
+                v1::Program {
+                    name: "cgroup_mkdir".to_owned(),
+                    hook: "cgroup_mkdir".to_owned(),
+                    way: "raw_tracepoint".to_owned(),
+                    ..Default::default()
+                },
+            ],
+            subscriptions: vec![v1::Subscription {
+                stream_id: 7,
+                started: at(11_120),
+                request: None,
+                books: vec![v1::KindBooks {
+                    kind: v1::Kind::Exec.into(),
+                    matched: 1204,
+                    delivered: 1200,
+                    queued: 1,
+                    lost: vec![v1::StageLoss {
+                        stage: v1::LossStage::ClientQueue.into(),
+                        count: 3,
+                    }],
+                }],
+            }],
+            losses: vec![v1::NodeLoss {
+                kind: v1::Kind::Exec.into(),
+                stage: v1::LossStage::ClientQueue.into(),
+                count: 3,
+            }],
+            pod_source: Some(v1::PodSource {
+                name: "kube".to_owned(),
+                synced: true,
+                pods: 12,
+                error: String::new(),
+            }),
+            cgroups: 40,
+            cgroups_in_scope: 12,
+            ring_bytes: 4 << 20,
+        };
+        assert_eq!(
+            printed(&status),
+            "\
+agent    0.1.0, up 3h 2m 5s
+node     node-1
+kernel   6.12.0, boot id b00t
+pods     from kube, synced, 12 pods
+cgroups  40 known, 12 reported on now
+ring     4,194,304 bytes
+
+KIND AVAILABLE HOOK               WAY            REFUSED
+exec yes       sched_process_exec raw_tracepoint tp_btf: no BTF
+exit NO        -                  -              no way to attach
+exit NO        sched_process_exit -              tp_btf: no BTF; kprobe: not permitted
+limit of exec: failed execs are not seen
+
+PROGRAM                    HOOK               WAY            ATTACHED VERIFIED SKIPPED
+tp_btf__sched_process_exec sched_process_exec tp_btf         yes      1,272    1
+cgroup_mkdir               cgroup_mkdir       raw_tracepoint no       -        0
+
+STREAM AGE KIND MATCHED DELIVERED QUEUED LOST
+7      5s  exec 1,204   1,200     1      3
+
+KIND LOST-AT      COUNT
+exec CLIENT_QUEUE 3
+"
+        );
+    }
+
+    #[test]
+    fn a_quiet_agent_says_so() {
+        let status = v1::GetStatusResponse {
+            pod_source: Some(v1::PodSource {
+                name: "kube".to_owned(),
+                synced: false,
+                pods: 0,
+                error: "connection refused".to_owned(),
+            }),
+            // The clock was set back since.
+            started: at(i64::from(u32::MAX)),
+            ..Default::default()
+        };
+        let page = printed(&status);
+        for line in [
+            "agent    -, up 0s",
+            "pods     from kube, NOT SYNCED YET, 0 pods; last error: connection refused",
+            "nobody listens",
+            "nothing was lost",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! From arguments to requests.
+
+use clap::CommandFactory as _;
+use dinle_proto::v1::{self, string_match::Pattern};
+
+use super::{super::text, Cli, Command, parse};
+
+fn request(line: &str) -> v1::SubscribeRequest {
+    let arguments: Vec<_> = line.split(' ').collect();
+    match parse(&arguments).unwrap_or_else(|error| panic!("{line}: {error}")) {
+        Command::Watch(watch) => watch.request(),
+        Command::Execsnoop(execsnoop) => execsnoop.request(),
+        other @ (Command::Workloads(_) | Command::Status(_)) => {
+            panic!("{other:?} subscribes to nothing")
+        }
+    }
+}
+
+/// What is asked for when nothing is said.
+fn default() -> v1::SubscribeRequest {
+    v1::SubscribeRequest {
+        selector: Some(v1::Selector {
+            host_processes: v1::HostProcesses::Exclude.into(),
+            ..Default::default()
+        }),
+        kinds: vec![v1::Kind::Exec.into(), v1::Kind::Exit.into()],
+        filter: Some(v1::Filter::default()),
+        identity_mode: v1::IdentityMode::ByReference.into(),
+        heartbeat_interval: Some(prost_types::Duration {
+            seconds: 3,
+            nanos: 0,
+        }),
+        ..Default::default()
+    }
+}
+
+fn only(kind: v1::Kind) -> v1::SubscribeRequest {
+    v1::SubscribeRequest {
+        kinds: vec![kind.into()],
+        ..default()
+    }
+}
+
+fn selecting(change: impl FnOnce(&mut v1::Selector)) -> v1::SubscribeRequest {
+    let mut request = default();
+    change(request.selector.get_or_insert_default());
+    request
+}
+
+fn filtering(
+    mut request: v1::SubscribeRequest,
+    change: impl FnOnce(&mut v1::Filter),
+) -> v1::SubscribeRequest {
+    change(request.filter.get_or_insert_default());
+    request
+}
+
+fn texts(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+fn pattern(pattern: Pattern) -> v1::StringMatch {
+    v1::StringMatch {
+        pattern: Some(pattern),
+    }
+}
+
+#[test]
+fn each_flag_fills_its_field() {
+    let pid = |pid, descendants| v1::PidMatch { pid, descendants };
+    let inline = v1::IdentityMode::Inline.into();
+    let table = [
+        ("watch", default()),
+        ("watch -A", default()),
+        ("watch --kinds exit", only(v1::Kind::Exit)),
+        ("watch --kinds exec,exit", default()),
+        (
+            "watch -n shop,bank --namespace other",
+            selecting(|s| s.namespaces = texts(&["shop", "bank", "other"])),
+        ),
+        (
+            "watch -l app=checkout,!canary",
+            selecting(|s| s.label_selector = "app=checkout,!canary".to_owned()),
+        ),
+        (
+            "watch -p web-{0,1} --pod db-*",
+            selecting(|s| s.pods = texts(&["web-{0,1}", "db-*"])),
+        ),
+        (
+            "watch -c app",
+            selecting(|s| s.containers = texts(&["app"])),
+        ),
+        (
+            "watch --owner deploy/x --owner sts/y",
+            selecting(|s| s.owners = texts(&["deploy/x", "sts/y"])),
+        ),
+        (
+            "watch --host",
+            selecting(|s| s.host_processes = v1::HostProcesses::Include.into()),
+        ),
+        (
+            "watch --host=only",
+            selecting(|s| s.host_processes = v1::HostProcesses::Only.into()),
+        ),
+        (
+            "watch --comm nginx --comm ngin*",
+            filtering(default(), |f| {
+                f.comm = vec![
+                    pattern(Pattern::Exact("nginx".to_owned())),
+                    pattern(Pattern::Prefix("ngin".to_owned())),
+                ];
+            }),
+        ),
+        (
+            "watch -u 0,1000 --uid 7",
+            filtering(default(), |f| f.uids = vec![0, 1000, 7]),
+        ),
+        (
+            "watch --pid 1,2",
+            filtering(default(), |f| {
+                f.pids = vec![pid(1, false), pid(2, false)];
+            }),
+        ),
+        (
+            "watch --pid 1 --descendants",
+            filtering(default(), |f| f.pids = vec![pid(1, true)]),
+        ),
+        (
+            "watch --binary /bin/{a,b}",
+            filtering(only(v1::Kind::Exec), |f| {
+                f.binary = vec![pattern(Pattern::Glob("/bin/{a,b}".to_owned()))];
+            }),
+        ),
+        (
+            "watch -x",
+            filtering(only(v1::Kind::Exit), |f| f.exit_failed = true),
+        ),
+        (
+            // The agent refuses it with the reason.
+            "watch --kinds exec --failed",
+            filtering(only(v1::Kind::Exec), |f| f.exit_failed = true),
+        ),
+        (
+            "watch --duration 1500ms --count 23 --queue-bytes 65536 -o json",
+            v1::SubscribeRequest {
+                max_duration: Some(prost_types::Duration {
+                    seconds: 1,
+                    nanos: 500_000_000,
+                }),
+                max_events: 23,
+                queue_bytes: 65_536,
+                identity_mode: inline,
+                ..default()
+            },
+        ),
+        ("watch -o wide", default()),
+        ("execsnoop", only(v1::Kind::Exec)),
+        (
+            "execsnoop -o json -T -U -q --max-args 3",
+            v1::SubscribeRequest {
+                identity_mode: inline,
+                ..only(v1::Kind::Exec)
+            },
+        ),
+        (
+            "execsnoop --binary /bin/sh -u 5",
+            filtering(only(v1::Kind::Exec), |f| {
+                f.binary = vec![pattern(Pattern::Exact("/bin/sh".to_owned()))];
+                f.uids = vec![5];
+            }),
+        ),
+    ];
+    for (line, expected) in table {
+        assert_eq!(request(line), expected, "{line}");
+    }
+}
+
+#[test]
+fn arguments_that_cannot_be_are_refused() {
+    let table = [
+        ("watch -A -n shop", "cannot be used with"),
+        ("watch --descendants", "--pid <PID>"),
+        ("watch --pid 0", "0 is not in 1.."),
+        ("watch --count 0", "0 is not in 1.."),
+        ("watch --duration 0s", "it is 0; leave the flag out"),
+        ("watch --duration 10", "time unit needed"),
+        (
+            "watch --kinds fork",
+            "there is no such kind; there are exec, exit",
+        ),
+        ("watch --failed --binary x", "cannot be used with"),
+        ("watch --host only", "unexpected argument 'only'"),
+        ("watch -o yaml", "invalid value 'yaml'"),
+        ("watch --address https://x", "only `http://` works"),
+        ("execsnoop -x", "unexpected argument '-x'"),
+        ("execsnoop --max-args 0", "0 would leave nothing"),
+        ("workloads -o wide", "invalid value 'wide'"),
+    ];
+    for (line, expected) in table {
+        let arguments: Vec<_> = line.split(' ').collect();
+        let error = parse(&arguments).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}");
+        assert!(error.to_string().contains(expected), "{line}: {error}");
+    }
+}
+
+#[test]
+fn the_arguments_are_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn help_is_worth_reading() {
+    let cli = Cli::command();
+    for command in cli.get_subcommands() {
+        let name = command.get_name();
+        let about = command.get_about().map(ToString::to_string);
+        let long = command.get_long_about().map(ToString::to_string);
+        let (about, long) = about.zip(long).unwrap_or_else(|| panic!("{name} has none"));
+        assert_eq!(about.lines().count(), 1, "{name}: {about}");
+        assert_eq!(
+            long.matches(&format!("\n  dinle {name}")).count(),
+            2,
+            "{name} has two examples"
+        );
+        for argument in command.get_arguments() {
+            let id = argument.get_id().as_str();
+            let help = argument.get_help().map(ToString::to_string);
+            assert!(
+                help.is_some_and(|help| !help.is_empty()),
+                "{name} --{id} has no help"
+            );
+        }
+    }
+    // Whoever adds a kind tells of it here too.
+    let watch = cli.find_subcommand("watch").expect("watch");
+    let kinds = watch
+        .get_arguments()
+        .find(|argument| argument.get_id() == "kinds")
+        .and_then(|argument| argument.get_help())
+        .map(ToString::to_string)
+        .expect("help of --kinds");
+    for kind in text::all_kinds().map(text::kind_name) {
+        assert!(kinds.contains(&kind), "{kind} is missing in: {kinds}");
+    }
+}

@@ -1,0 +1,270 @@
+//! `dinle watch` and `dinle execsnoop`: one stream, until somebody ends it.
+
+use std::process::ExitCode;
+
+use dinle_proto::v1;
+use tonic::transport::Uri;
+
+use super::{
+    Refused, Screen,
+    args::{Bounds, Connection, EventOutput, Processes, Selection, parse_kind},
+    columns::{EventTable, Words},
+    connect::{HEARTBEAT, answer, connect},
+    json::Json,
+    pages,
+    stream::{Format, View, follow, interrupted},
+    text,
+};
+
+pub(super) const LONG_ABOUT: &str = "\
+Print what processes in pods do, as it happens.
+
+Events go to standard output, one a line. TIME is UTC, by the node's clock. \
+What else should be known goes to standard error: notes of the agent, losses as they happen, and at the end the books, \
+which say for each kind how many events matched, and that each was delivered or lost.
+
+Exit status: 0 when all went well, also when events were lost and told; 1 when something failed, the agent ended the \
+stream unasked, or the books do not balance; 2 when the agent or the command line refused what was asked for.
+
+Examples:
+  dinle watch -n shop -l app=checkout --kinds exec,exit
+  dinle watch --failed --duration 1m -o json | jq .process.comm";
+
+pub(super) const EXECSNOOP_LONG_ABOUT: &str = "\
+Print programs that pods execute, in the columns of bcc's execsnoop, with the pod's name in front.
+
+Only successful executions are seen, so RET is always 0. ARGS begins with the path given to execve, as in bcc. \
+TIME is UTC, by the node's clock.
+
+Examples:
+  dinle execsnoop -n shop
+  dinle execsnoop -A --host -U -q";
+
+/// Arguments of `dinle watch`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Watch {
+    /// Kinds of events, separated with commas: exec, exit [default: all; with --binary only exec, with --failed only exit]
+    #[arg(long, value_name = "KINDS", value_delimiter = ',', value_parser = parse_kind)]
+    kinds: Vec<v1::Kind>,
+    /// How to print: text in columns, with more columns, or protobuf JSON with one event a line
+    #[arg(short, long, value_enum, default_value_t = EventOutput::Table, hide_possible_values = true, value_name = "table|wide|json")]
+    output: EventOutput,
+    /// Print no header [default: print it once]
+    #[arg(long)]
+    no_header: bool,
+    /// With `-o json`: print every message of the stream, not only its events [default: no]
+    #[arg(long)]
+    raw: bool,
+    #[command(flatten)]
+    selection: Selection,
+    #[command(flatten)]
+    processes: Processes,
+    /// Only processes that ended with an exit code other than 0 or by a signal; only for exit [default: any end]
+    #[arg(short = 'x', long, conflicts_with = "binary", help_heading = "Filters")]
+    failed: bool,
+    #[command(flatten)]
+    bounds: Bounds,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Watch {
+    pub(super) async fn run(self, screen: &mut Screen<'_>) -> anyhow::Result<ExitCode> {
+        let request = self.request();
+        let Self {
+            output,
+            no_header,
+            raw,
+            bounds,
+            connection,
+            kinds: _,
+            selection: _,
+            processes: _,
+            failed: _,
+        } = self;
+        if raw && output != EventOutput::Json {
+            return Err(
+                Refused("--raw prints messages as they are; add `-o json`".to_owned()).into(),
+            );
+        }
+        let wide = match output {
+            EventOutput::Table => false,
+            EventOutput::Wide => true,
+            EventOutput::Json => {
+                let format = if raw {
+                    Format::Raw(Json::of("SubscribeResponse")?)
+                } else {
+                    Format::Json(Json::of("Event")?)
+                };
+                return listen(request, format, &bounds, &connection.address, screen).await;
+            }
+        };
+        let table = EventTable::watch(wide, screen.terminal, !no_header);
+        let format = Format::Table(table);
+        listen(request, format, &bounds, &connection.address, screen).await
+    }
+
+    pub(super) fn request(&self) -> v1::SubscribeRequest {
+        let kinds = if !self.kinds.is_empty() {
+            self.kinds.clone()
+        } else if self.failed {
+            vec![v1::Kind::Exit]
+        } else if self.processes.needs_exec() {
+            vec![v1::Kind::Exec]
+        } else {
+            text::all_kinds().collect()
+        };
+        request(
+            &kinds,
+            &self.selection,
+            self.processes.to_proto(self.failed),
+            &self.bounds,
+            self.output,
+        )
+    }
+}
+
+/// Arguments of `dinle execsnoop`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Execsnoop {
+    /// How to print: text in columns, with more columns, or protobuf JSON with one event a line
+    #[arg(short, long, value_enum, default_value_t = EventOutput::Table, hide_possible_values = true, value_name = "table|wide|json")]
+    output: EventOutput,
+    /// Print no header [default: print it once]
+    #[arg(long)]
+    no_header: bool,
+    /// Print the time of each event; `--time=off` leaves it out
+    #[arg(
+        short = 'T',
+        long,
+        value_name = "on|off",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "on",
+        default_missing_value = "on",
+        hide_possible_values = true
+    )]
+    time: Switch,
+    /// Print the user id too [default: no]
+    #[arg(short = 'U', long)]
+    print_uid: bool,
+    /// Put arguments in quotation marks [default: no]
+    #[arg(short, long)]
+    quote: bool,
+    /// Print at most so many words of the command line
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = max_args)]
+    max_args: usize,
+    #[command(flatten)]
+    selection: Selection,
+    #[command(flatten)]
+    processes: Processes,
+    #[command(flatten)]
+    bounds: Bounds,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+fn max_args(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("0 would leave nothing; use 1 for the path alone".to_owned()),
+        Ok(max) => Ok(max),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl Execsnoop {
+    pub(super) async fn run(self, screen: &mut Screen<'_>) -> anyhow::Result<ExitCode> {
+        let request = self.request();
+        let Self {
+            output,
+            no_header,
+            time,
+            print_uid,
+            quote: quoted,
+            max_args: max,
+            bounds,
+            connection,
+            selection: _,
+            processes: _,
+        } = self;
+        let format = match output {
+            EventOutput::Table | EventOutput::Wide => Format::Table(EventTable::execsnoop(
+                (time == Switch::On, print_uid, output == EventOutput::Wide),
+                Words::Bcc { max, quoted },
+                screen.terminal,
+                !no_header,
+            )),
+            EventOutput::Json => Format::Json(Json::of("Event")?),
+        };
+        listen(request, format, &bounds, &connection.address, screen).await
+    }
+
+    pub(super) fn request(&self) -> v1::SubscribeRequest {
+        request(
+            &[v1::Kind::Exec],
+            &self.selection,
+            self.processes.to_proto(false),
+            &self.bounds,
+            self.output,
+        )
+    }
+}
+
+fn request(
+    kinds: &[v1::Kind],
+    selection: &Selection,
+    filter: v1::Filter,
+    bounds: &Bounds,
+    output: EventOutput,
+) -> v1::SubscribeRequest {
+    let identity_mode = match output {
+        // A table needs each name once, not with every event.
+        EventOutput::Table | EventOutput::Wide => v1::IdentityMode::ByReference,
+        EventOutput::Json => v1::IdentityMode::Inline,
+    };
+    let mut request = v1::SubscribeRequest {
+        selector: Some(selection.to_proto()),
+        kinds: kinds.iter().map(|kind| (*kind).into()).collect(),
+        filter: Some(filter),
+        identity_mode: identity_mode.into(),
+        heartbeat_interval: prost_types::Duration::try_from(HEARTBEAT).ok(),
+        ..Default::default()
+    };
+    bounds.apply(&mut request);
+    request
+}
+
+/// Asks for the stream and prints it, or asks what it would be.
+async fn listen(
+    request: v1::SubscribeRequest,
+    format: Format,
+    bounds: &Bounds,
+    address: &Uri,
+    screen: &mut Screen<'_>,
+) -> anyhow::Result<ExitCode> {
+    let mut client = connect(address).await?;
+    if bounds.explain {
+        let request = v1::ExplainRequest {
+            request: Some(request),
+        };
+        let v1::ExplainResponse { plan } = answer(address, client.explain(request)).await?;
+        let plan = plan.unwrap_or_default();
+        match format {
+            Format::Table(_) => pages::plan(&plan, screen.out)?,
+            Format::Json(_) | Format::Raw(_) => Json::of("Plan")?.line(&plan, screen.out)?,
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Before the stream, so that no interruption is missed.
+    let stop = interrupted()?;
+    let messages = answer(address, client.subscribe(request)).await?;
+    let mut view = View::new(format);
+    let ending = follow(messages, stop, &mut view, screen).await?;
+    view.finish(ending, address, screen)
+}
