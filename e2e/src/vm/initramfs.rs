@@ -1,0 +1,116 @@
+//! What a virtual machine runs: built by cargo, made small, packed.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::cpio::Archive;
+
+/// Where the tests lie in the machine.
+pub const TESTS: &str = "/tests";
+/// Where the agent lies in the machine.
+pub const AGENT: &str = "/dinle";
+/// A machine without a distribution in one static binary.
+const BUSYBOX: &str = "/bin/busybox";
+
+/// Builds the agent, `init` and the tests called `names`. Returns the executables of the first two, and of the tests.
+pub fn build(names: &[String]) -> Result<(PathBuf, PathBuf, Vec<PathBuf>)> {
+    let built = cargo(&[
+        "build",
+        "-p",
+        "dinle",
+        "-p",
+        "dinle-e2e",
+        "--bin",
+        "dinle",
+        "--bin",
+        "init",
+    ])?;
+    let binary = |name| executable(&built, name, false);
+    let mut tests = Vec::new();
+    if !names.is_empty() {
+        let mut args = vec!["test", "-p", "dinle-e2e", "--no-run"];
+        args.extend(names.iter().flat_map(|name| ["--test", name]));
+        let built = cargo(&args)?;
+        for name in names {
+            tests.push(executable(&built, name, true)?);
+        }
+    }
+    Ok((binary("dinle")?, binary("init")?, tests))
+}
+
+/// Runs cargo and returns its messages.
+fn cargo(args: &[&str]) -> Result<Vec<Value>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(args)
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(super::workspace())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(output.status.success(), "cargo {} failed", args.join(" "));
+    output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter(|line| line.starts_with(b"{"))
+        .map(|line| serde_json::from_slice(line).context("cannot read cargo's messages"))
+        .collect()
+}
+
+fn executable(messages: &[Value], name: &str, test: bool) -> Result<PathBuf> {
+    messages
+        .iter()
+        .filter(|message| message["target"]["name"] == name && message["profile"]["test"] == test)
+        .find_map(|message| message["executable"].as_str())
+        .map(PathBuf::from)
+        .with_context(|| format!("cargo did not build an executable of {name}"))
+}
+
+/// Writes the initramfs `out`.
+pub fn pack(agent: &Path, init: &Path, tests: &[(String, PathBuf)], out: &Path) -> Result<()> {
+    let file = File::create(out).with_context(|| format!("cannot write {}", out.display()))?;
+    let busybox = fs::read(BUSYBOX)
+        .with_context(|| format!("cannot read {BUSYBOX}: apt-get install busybox-static"))?;
+    let small = |path: &Path| stripped(path, &out.with_extension("stripped"));
+    let mut archive = Archive::new(BufWriter::new(file));
+    for directory in ["bin", "dev", TESTS] {
+        archive.directory(inside(directory))?;
+    }
+    // Init's own input and output, opened before anything is mounted.
+    archive.device("dev/console", 5, 1)?;
+    archive.program("init", &small(init)?)?;
+    archive.program(inside(AGENT), &small(agent)?)?;
+    archive.program(inside(BUSYBOX), &busybox)?;
+    archive.link("bin/sh", "busybox")?;
+    for (name, path) in tests {
+        archive.program(inside(&format!("{TESTS}/{name}")), &small(path)?)?;
+    }
+    archive
+        .finish()
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(())
+}
+
+/// Paths in an archive are relative.
+fn inside(path: &str) -> &str {
+    path.trim_start_matches('/')
+}
+
+/// A program without what is for debuggers: a tenth of it. Symbols stay, for backtraces.
+fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
+    let status = Command::new("strip")
+        .arg("-g")
+        .arg("-o")
+        .args([scratch, program])
+        .status()
+        .context("cannot run strip: apt-get install binutils")?;
+    ensure!(status.success(), "strip {} failed", program.display());
+    let bytes = fs::read(scratch).with_context(|| format!("cannot read {}", scratch.display()))?;
+    fs::remove_file(scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
+    Ok(bytes)
+}

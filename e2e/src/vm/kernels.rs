@@ -1,0 +1,428 @@
+//! Kernels to boot, from Debian's archive: chosen by pattern, since old versions vanish from it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// One kernel of the matrix.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// What it is called on the command line, and its directory in the cache.
+    pub name: &'static str,
+    /// What the release of the packages begins with.
+    prefix: &'static str,
+    /// Suites of the archive that have it.
+    suites: &'static [&'static str],
+    /// Whether it is booted when none is named.
+    pub by_default: bool,
+}
+
+/// All of them: the oldest that has what the agent needs, and those that distributions ship since.
+pub const KERNELS: &[Kernel] = &[
+    Kernel {
+        name: "5.10",
+        prefix: "5.10.",
+        suites: &["bullseye", "bullseye-security"],
+        by_default: true,
+    },
+    Kernel {
+        name: "6.1",
+        prefix: "6.1.",
+        suites: &["bookworm", "bookworm-security"],
+        by_default: false,
+    },
+    Kernel {
+        name: "6.12",
+        prefix: "6.12.",
+        suites: &["trixie", "trixie-security"],
+        by_default: true,
+    },
+    Kernel {
+        name: "6.18",
+        prefix: "6.18.",
+        suites: &["trixie-backports", "forky"],
+        by_default: false,
+    },
+    Kernel {
+        name: "7.x",
+        prefix: "7.",
+        suites: &["trixie-backports", "forky"],
+        by_default: true,
+    },
+];
+
+/// Packages that begin so hold a kernel. From 6.19 on, `linux-image-…` is empty and refers to `linux-binary-…`.
+const KINDS: [&str; 2] = [BINARY, "linux-image-"];
+const BINARY: &str = "linux-binary-";
+/// Kernels for virtual machines: small, and with all that the agent needs built in.
+const FLAVOUR: &str = "-cloud-amd64";
+/// Some are there without a signature only.
+const UNSIGNED: &str = "-unsigned";
+/// How many releases are tried, newest first: some are listed and gone.
+const TRIES: usize = 6;
+
+/// Where the archive is when the system's own configuration does not name a mirror of it.
+const ARCHIVE: &str = "http://deb.debian.org/debian/";
+const SECURITY: &str = "http://deb.debian.org/debian-security/";
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// How the kernel's image is called in a package and in the cache, before its release.
+const IMAGE: &str = "vmlinuz-";
+
+impl Kernel {
+    /// The kernel's image: the newest in `cache`, or else, or with `refresh`, the newest in the archive.
+    pub fn image(&self, cache: &Path, refresh: bool) -> Result<PathBuf> {
+        let cache = cache.join(self.name);
+        fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+        if refresh || newest_image(&cache)?.is_none() {
+            self.fetch(&cache)?;
+        }
+        newest_image(&cache)?.with_context(|| format!("no {IMAGE}* in {}", cache.display()))
+    }
+
+    fn fetch(&self, cache: &Path) -> Result<()> {
+        let apt = Apt::new(cache, self.suites)?;
+        let updated = apt.run("apt-get", &["update", "--quiet"])?;
+        let listed = apt.run("apt-cache", &["pkgnames", "linux-"])?;
+        let releases = self.releases(listed.lines());
+        ensure!(
+            !releases.is_empty(),
+            "no package of {} is in {}:\n{updated}",
+            self.name,
+            self.suites.join(", ")
+        );
+        let mut refused = Vec::new();
+        for Release { name, packages } in releases {
+            let image = cache.join(format!("{IMAGE}{name}{FLAVOUR}"));
+            if image.exists() {
+                return Ok(());
+            }
+            for package in packages {
+                match apt.image(package, &image) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => refused.push(format!("{package}: {error:#}")),
+                }
+            }
+        }
+        bail!(
+            "none of the newest packages of {} can be had:\n{}",
+            self.name,
+            refused.join("\n")
+        )
+    }
+
+    /// Releases of this kernel, the newest first.
+    fn releases<'a>(&self, listed: impl Iterator<Item = &'a str>) -> Vec<Release<'a>> {
+        let mut releases = BTreeMap::<Vec<u32>, Release<'a>>::new();
+        for package in listed {
+            let signed = package.strip_suffix(UNSIGNED).unwrap_or(package);
+            let name = KINDS
+                .iter()
+                .find_map(|kind| signed.strip_prefix(kind)?.strip_suffix(FLAVOUR));
+            if let Some(name) = name.filter(|name| name.starts_with(self.prefix)) {
+                let release = releases.entry(numbers(name)).or_insert(Release {
+                    name,
+                    packages: Vec::new(),
+                });
+                release.packages.push(package);
+            }
+        }
+        for Release { packages, .. } in releases.values_mut() {
+            // By name, a binary comes before an image and what is signed before what is not.
+            packages.sort_unstable();
+            if packages.iter().any(|package| package.starts_with(BINARY)) {
+                packages.retain(|package| package.starts_with(BINARY));
+            }
+        }
+        releases.into_values().rev().take(TRIES).collect()
+    }
+}
+
+/// Packages of one release, the best first.
+#[derive(Debug, PartialEq, Eq)]
+struct Release<'a> {
+    name: &'a str,
+    packages: Vec<&'a str>,
+}
+
+/// The numbers in a release, to tell the newer of two.
+fn numbers(release: &str) -> Vec<u32> {
+    release
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|digits| digits.parse().ok())
+        .collect()
+}
+
+fn newest_image(directory: &Path) -> Result<Option<PathBuf>> {
+    let mut images = Vec::new();
+    for entry in
+        fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?
+    {
+        let path = entry?.path();
+        if let Some(release) = path
+            .file_name()
+            .and_then(OsStr::to_str)
+            .and_then(|name| name.strip_prefix(IMAGE))
+        {
+            images.push((numbers(release), path));
+        }
+    }
+    Ok(images.into_iter().max().map(|(_, path)| path))
+}
+
+/// apt with sources and a state of its own, so that the system's stay as they are.
+struct Apt {
+    state: tempfile::TempDir,
+}
+
+impl Apt {
+    fn new(cache: &Path, suites: &[&str]) -> Result<Self> {
+        ensure!(
+            Path::new(KEYRING).exists(),
+            "{KEYRING} is missing: apt-get install debian-archive-keyring"
+        );
+        let state = tempfile::Builder::new()
+            .prefix("apt-")
+            .tempdir_in(cache)
+            .with_context(|| format!("cannot make a directory in {}", cache.display()))?;
+        let root = state.path();
+        for directory in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(root.join(directory))?;
+        }
+        let (archive, security) = mirrors();
+        let sources: String = suites
+            .iter()
+            .map(|suite| {
+                let mirror = if suite.ends_with("-security") {
+                    &security
+                } else {
+                    &archive
+                };
+                format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n")
+            })
+            .collect();
+        fs::write(root.join("sources.list"), sources)?;
+        fs::write(root.join("status"), "")?;
+        let root = root.display();
+        // What the system does after its own updates is not to be done here. Root may read the state, apt's own user may not.
+        let configuration = format!(
+            "#clear APT::Update::Post-Invoke;\n\
+             #clear APT::Update::Post-Invoke-Success;\n\
+             APT::Architecture \"amd64\";\n\
+             APT::Sandbox::User \"root\";\n\
+             Acquire::Languages \"none\";\n\
+             Dir::Etc::sourcelist \"{root}/sources.list\";\n\
+             Dir::Etc::sourceparts \"/dev/null\";\n\
+             Dir::State \"{root}\";\n\
+             Dir::State::lists \"{root}/lists\";\n\
+             Dir::State::status \"{root}/status\";\n\
+             Dir::Cache \"{root}/cache\";\n"
+        );
+        fs::write(state.path().join("apt.conf"), configuration)?;
+        Ok(Self { state })
+    }
+
+    /// What `program` says, when it succeeds.
+    fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        let root = self.state.path();
+        output(
+            Command::new(program)
+                .arg("-c")
+                .arg(root.join("apt.conf"))
+                .args(args)
+                .current_dir(root),
+        )
+    }
+
+    /// Puts the image of a package at `to`, whole or not at all.
+    fn image(&self, package: &str, to: &Path) -> Result<()> {
+        self.run("apt-get", &["download", "--quiet", package])?;
+        let root = self.state.path();
+        let file = fs::read_dir(root)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.extension() == Some(OsStr::new("deb")))
+            .context("apt-get download left no package")?;
+        let files = root.join("files");
+        output(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&files))?;
+        fs::remove_file(&file)?;
+        let mut places = vec![files.join("boot")];
+        // Since 6.19, where its modules go.
+        let modules = fs::read_dir(files.join("usr/lib/modules"));
+        places.extend(
+            modules
+                .into_iter()
+                .flatten()
+                .filter_map(|entry| Some(entry.ok()?.path())),
+        );
+        let image = places
+            .iter()
+            .filter_map(|place| fs::read_dir(place).ok())
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| {
+                path.file_name()
+                    .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"))
+            })
+            .context("there is no kernel in it")?;
+        fs::rename(&image, to).with_context(|| format!("cannot move the image to {}", to.display()))
+    }
+}
+
+/// The system's own mirrors of Debian's archive and of its security updates.
+fn mirrors() -> (String, String) {
+    let targets = output(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        "$(RELEASE) $(REPO_URI)",
+    ]));
+    mirrors_of(targets.as_deref().unwrap_or_default())
+}
+
+fn mirrors_of(targets: &str) -> (String, String) {
+    let debian = || {
+        targets
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter(|(_, uri)| uri.contains("debian"))
+    };
+    let security =
+        debian().find_map(|(release, uri)| Some((release.strip_suffix("-security")?, uri)));
+    let archive = security.and_then(|(own, _)| debian().find(|(release, _)| *release == own));
+    (
+        archive.map_or(ARCHIVE, |(_, uri)| uri).to_owned(),
+        security.map_or(SECURITY, |(_, uri)| uri).to_owned(),
+    )
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| {
+        format!(
+            "cannot run {program}: kernels come from Debian's archive, which takes apt and dpkg"
+        )
+    })?;
+    ensure!(
+        output.status.success(),
+        "{program} failed ({}): {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    // apt-get tells as a warning that a suite cannot be had.
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel(name: &str) -> &'static Kernel {
+        KERNELS
+            .iter()
+            .find(|kernel| kernel.name == name)
+            .expect("a kernel of the table")
+    }
+
+    #[test]
+    fn the_newest_release_is_first_and_signed_if_it_can_be() {
+        let listed = [
+            "linux-image-5.10.0-9-cloud-amd64",
+            "linux-image-5.10.0-46-cloud-amd64-unsigned",
+            "linux-image-5.10.0-46-cloud-amd64",
+            "linux-image-5.10.0-46-amd64",
+            "linux-image-5.10.0-46-cloud-amd64-dbg",
+            "linux-image-6.1.0-0.deb11.52-cloud-amd64",
+            "linux-image-cloud-amd64",
+            "linux-headers-5.10.0-46-cloud-amd64",
+        ];
+        assert_eq!(
+            kernel("5.10").releases(listed.into_iter()),
+            [
+                Release {
+                    name: "5.10.0-46",
+                    packages: vec![
+                        "linux-image-5.10.0-46-cloud-amd64",
+                        "linux-image-5.10.0-46-cloud-amd64-unsigned"
+                    ],
+                },
+                Release {
+                    name: "5.10.0-9",
+                    packages: vec!["linux-image-5.10.0-9-cloud-amd64"]
+                },
+            ]
+        );
+    }
+
+    #[test]
+    fn an_empty_image_is_left_out() {
+        let listed = [
+            "linux-image-7.3.4+deb13-cloud-amd64",
+            "linux-binary-7.3.4+deb13-cloud-amd64",
+            "linux-modules-7.3.4+deb13-cloud-amd64",
+        ];
+        assert_eq!(
+            kernel("7.x").releases(listed.into_iter()),
+            [Release {
+                name: "7.3.4+deb13",
+                packages: vec!["linux-binary-7.3.4+deb13-cloud-amd64"]
+            }]
+        );
+    }
+
+    #[test]
+    fn only_some_releases_are_tried() {
+        let listed: Vec<String> = (1..=20)
+            .map(|i| format!("linux-image-6.1.0-{i}-cloud-amd64"))
+            .collect();
+        let releases = kernel("6.1").releases(listed.iter().map(String::as_str));
+        let names: Vec<&str> = releases.iter().map(|release| release.name).collect();
+        assert_eq!(
+            names,
+            [
+                "6.1.0-20", "6.1.0-19", "6.1.0-18", "6.1.0-17", "6.1.0-16", "6.1.0-15"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_mirror_is_the_systems_own() {
+        let targets = "bookworm-updates http://mirror.example/debian/\n\
+                       bookworm http://mirror.example/debian/\n\
+                       stable https://other.example/apt/\n\
+                       bookworm-security http://mirror.example/debian-security/\n";
+        assert_eq!(
+            mirrors_of(targets),
+            (
+                "http://mirror.example/debian/".to_owned(),
+                "http://mirror.example/debian-security/".to_owned()
+            )
+        );
+        let another_system =
+            "noble http://archive.example/ubuntu/\nnoble-security http://archive.example/ubuntu/\n";
+        assert_eq!(
+            mirrors_of(another_system),
+            (ARCHIVE.to_owned(), SECURITY.to_owned())
+        );
+    }
+
+    #[test]
+    fn the_newest_image_in_the_cache_is_by_number() {
+        let cache = tempfile::tempdir().expect("a directory");
+        assert_eq!(newest_image(cache.path()).expect("a listing"), None);
+        for release in ["6.12.9", "6.12.117+deb13-cloud-amd64", "6.12.20"] {
+            fs::write(cache.path().join(format!("{IMAGE}{release}")), "").expect("a file");
+        }
+        fs::write(cache.path().join("config-6.13.0"), "").expect("a file");
+        let newest = newest_image(cache.path())
+            .expect("a listing")
+            .expect("an image");
+        assert_eq!(
+            newest.file_name(),
+            Some(OsStr::new("vmlinuz-6.12.117+deb13-cloud-amd64"))
+        );
+    }
+}
