@@ -121,7 +121,10 @@ pub fn run(options: &Options) -> Result<bool> {
     if let Some(path) = table {
         fs::write(path, &programs).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    println!("\n{programs}\n{}", results.join("\n"));
+    if !boots.is_empty() {
+        println!("\n{programs}");
+    }
+    println!("{}", results.join("\n"));
     let passed: u32 = boots.iter().map(Boot::passed).sum();
     let failed: u32 = boots.iter().map(Boot::failed).sum();
     println!("{passed} passed, {failed} failed");

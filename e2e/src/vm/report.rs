@@ -64,17 +64,30 @@ struct Step {
     exit: Option<i32>,
     passed: u32,
     failed: u32,
+    /// Whether it told what it is there to tell: a program, or the result of tests.
+    told: bool,
     lines: Vec<String>,
 }
 
 impl Step {
+    /// Success alone is not enough: one that tried nothing has succeeded, too.
+    fn succeeded(&self) -> bool {
+        let Self {
+            name,
+            exit,
+            failed,
+            told,
+            ..
+        } = self;
+        *exit == Some(0) && *failed == 0 && (*told || name == SETUP)
+    }
+
     /// Tests that failed. A step that fails without naming one counts as one.
     fn failures(&self) -> u32 {
-        let Self { exit, failed, .. } = self;
-        if *exit == Some(0) {
-            *failed
+        if self.succeeded() {
+            0
         } else {
-            (*failed).max(1)
+            self.failed.max(1)
         }
     }
 }
@@ -106,10 +119,12 @@ impl Boot {
             } else if let Some(step) = &mut running {
                 if let Some(program) = program(line) {
                     boot.programs.push(program);
+                    step.told = true;
                 }
                 if let Some(result) = line.strip_prefix("test result: ") {
                     step.passed += count(result, "passed");
                     step.failed += count(result, "failed");
+                    step.told = true;
                 }
                 step.lines.push(line.to_owned());
             } else {
@@ -157,13 +172,14 @@ impl Boot {
                 name, exit, lines, ..
             } = step;
             match exit {
-                Some(0) if step.failed == 0 => {}
+                Some(_) if step.succeeded() => {}
+                Some(0) if !step.told => tell(&format!("{name} told no result"), lines),
                 Some(exit) => tell(&format!("{name} failed with {exit}"), lines),
                 None if lines.is_empty() => never_ran.push(name.as_str()),
                 None => tell(&format!("{name} did not end"), lines),
             }
         }
-        if self.failed() > 0 && !self.loose.is_empty() {
+        if self.steps.iter().any(|step| step.exit.is_none()) && !self.loose.is_empty() {
             tell("outside of the steps", &self.loose);
         }
         if !never_ran.is_empty() {
@@ -303,8 +319,7 @@ mod tests {
         assert_eq!(
             boot.story(),
             "--- kernel failed with 101\nrunning 3 tests\ntest a ... ok\ntest b ... FAILED\n\
-             test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.06s\n\
-             --- outside of the steps\n[    0.4] early words of the kernel\n"
+             test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.06s\n"
         );
     }
 
@@ -347,6 +362,14 @@ mod tests {
         let boot = Boot::read(log, &[CHECK.to_owned()], End::Off);
         assert_eq!((boot.passed(), boot.failed()), (0, 1));
         assert_eq!(boot.story(), "--- check failed with 139\nno kernel BTF\n");
+    }
+
+    #[test]
+    fn a_step_that_tells_no_result_failed() {
+        let log = "DINLE-VM start=check\nusage: dinle\nDINLE-VM step=check exit=0\n";
+        let boot = Boot::read(log, &[CHECK.to_owned()], End::Off);
+        assert_eq!((boot.passed(), boot.failed()), (0, 1));
+        assert_eq!(boot.story(), "--- check told no result\nusage: dinle\n");
     }
 
     #[test]
