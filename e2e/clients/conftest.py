@@ -1,0 +1,96 @@
+"""An agent, the pods of demo-pods.json, and clients made from the contract alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_tools import protoc
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "e2e"))
+
+import node  # noqa: E402
+
+PODS = ROOT / "e2e/demo-pods.json"
+NODE = "demo-node"
+# Any answer that is due at once; a busy machine may take a while.
+PATIENCE_SECONDS = 20
+
+
+@pytest.fixture(scope="session")
+def pods():
+    """Pods by the part of their names before the first dash: checkout, web and logrotate."""
+    with node.Cgroups("dinle-clients") as cgroups:
+        yield {name.split("-")[0]: pod for name, pod in cgroups.pods(PODS).items()}
+
+
+@pytest.fixture(scope="session")
+def agent(pods):
+    with node.Agent(PODS, NODE) as agent:
+        yield agent
+
+
+@pytest.fixture(scope="session")
+def channel(agent):
+    with grpc.insecure_channel(agent.grpc) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="session")
+def v1(tmp_path_factory):
+    """The modules that protoc makes of dinle/v1, as one namespace."""
+    out = tmp_path_factory.mktemp("stubs")
+    files = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto/dinle/v1").glob("*.proto"))
+    well_known = Path(protoc.__file__).with_name("_proto")
+    includes = [f"-I{ROOT / 'proto'}", f"-I{well_known}"]
+    status = protoc.main(["protoc", *includes, f"--python_out={out}", f"--grpc_python_out={out}", *files])
+    assert status == 0, "protoc does not take the contract; see its messages above"
+    sys.path.insert(0, str(out))
+    from dinle.v1 import event_pb2, observer_pb2, observer_pb2_grpc, workload_pb2
+
+    names = {}
+    for module in (event_pb2, observer_pb2, observer_pb2_grpc, workload_pb2):
+        names.update(vars(module))
+    return type("v1", (), names)
+
+
+@pytest.fixture(scope="session")
+def observer(channel, v1):
+    return v1.ObserverStub(channel)
+
+
+@pytest.fixture
+def streams(observer, v1):
+    """A function that waits until exactly so many streams are open."""
+
+    def wait(count: int) -> None:
+        node.wait_until(
+            lambda: len(observer.GetStatus(v1.GetStatusRequest()).subscriptions) == count,
+            PATIENCE_SECONDS,
+            f"{count} open streams",
+        )
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def curl(agent):
+    """`buf curl` of one method; the rest are its flags. Gives the running process, its output as text."""
+
+    def start(method: str, *flags: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [
+                Path(sys.executable).with_name("buf"),
+                "curl",
+                *("--protocol", "grpc", "--http2-prior-knowledge"),
+                *flags,
+                f"http://{agent.grpc}{method}",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
