@@ -6,12 +6,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "e2e"))
 
 import node  # noqa: E402
+import stubs  # noqa: E402
 
 PODS = ROOT / "e2e/demo-pods.json"
 NODE = "demo-node"
@@ -40,20 +40,7 @@ def channel(agent):
 
 @pytest.fixture(scope="session")
 def v1(tmp_path_factory):
-    """The modules that protoc makes of dinle/v1, as one namespace."""
-    out = tmp_path_factory.mktemp("stubs")
-    files = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto/dinle/v1").glob("*.proto"))
-    well_known = Path(protoc.__file__).with_name("_proto")
-    includes = [f"-I{ROOT / 'proto'}", f"-I{well_known}"]
-    status = protoc.main(["protoc", *includes, f"--python_out={out}", f"--grpc_python_out={out}", *files])
-    assert status == 0, "protoc does not take the contract; see its messages above"
-    sys.path.insert(0, str(out))
-    from dinle.v1 import event_pb2, observer_pb2, observer_pb2_grpc, workload_pb2
-
-    names = {}
-    for module in (event_pb2, observer_pb2, observer_pb2_grpc, workload_pb2):
-        names.update(vars(module))
-    return type("v1", (), names)
+    return stubs.generate(tmp_path_factory.mktemp("stubs"))
 
 
 @pytest.fixture(scope="session")
