@@ -16,7 +16,7 @@ help: ## list the targets
 
 build: ## build the one binary, target/<host>/debug/dinle (PROFILE=release for the one to ship)
 	@e2e/setup build
-	cargo build --profile $(PROFILE)
+	cargo build --workspace --profile $(PROFILE)
 
 test: ## run every test that this machine can run, cheapest first; the last line sums them up
 	@e2e/run-tests
