@@ -77,9 +77,9 @@ pub enum LoadError {
     AyaBtf(#[from] aya::BtfError),
     /// A map could not be made.
     #[error(
-        "cannot create the eBPF maps: {0:#}. The agent needs CAP_BPF and CAP_PERFMON (or root), and a kernel of 5.8 or later"
+        "cannot create the eBPF maps ({0}): the agent needs CAP_BPF and CAP_PERFMON (or root), and a kernel of 5.8 or later"
     )]
-    Object(#[source] Box<aya::EbpfError>),
+    Object(String),
     /// A map is not as expected.
     #[error("the eBPF map {name}: {error}")]
     Map {
@@ -111,7 +111,7 @@ impl Kernel {
             .map_max_entries("EVENTS", *ring_bytes);
         let mut ebpf = loader
             .load(OBJECT)
-            .map_err(|error| LoadError::Object(Box::new(error)))?;
+            .map_err(|error| LoadError::Object(causes(&error)))?;
         drop(loader);
         let scope = Scope::take(&mut ebpf)?;
         let counters = Counters::take(&mut ebpf)?;
@@ -155,6 +155,35 @@ fn take_map(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<aya::maps::Map, 
         error: MapError::InvalidName { name: name.into() },
     };
     ebpf.take_map(name).ok_or_else(missing)
+}
+
+/// An error and its causes in one line. aya's outer errors name the step, or repeat the inner ones, which name the reason.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if cause_text.contains(&text) || text.is_empty() {
+            text = cause_text;
+        } else if !text.contains(&cause_text) {
+            let shared = text
+                .rsplit(": ")
+                .next()
+                .is_some_and(|last| cause_text.starts_with(last));
+            let kept = if shared {
+                text.rsplit_once(": ").map_or("", |(kept, _)| kept)
+            } else {
+                &text
+            };
+            text = if kept.is_empty() {
+                cause_text
+            } else {
+                format!("{kept}: {cause_text}")
+            };
+        }
+        source = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use aya::{
     },
 };
 
+use super::causes;
+
 /// A way to attach to a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
@@ -286,17 +288,7 @@ fn reason(error: &ProgramError) -> String {
             (_, None) => format!("the kernel refuses to load it ({io_error})"),
         };
     }
-    // aya's outer messages name the syscall, their sources the reason.
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        source = inner.source();
-    }
-    text
+    causes(error)
 }
 
 /// `recursion_misses` of a program's `bpf_prog_info` (include/uapi/linux/bpf.h), which aya does not show.
