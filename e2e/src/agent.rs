@@ -62,17 +62,23 @@ pub fn command(flags: &[&str]) -> (Command, SocketAddr, SocketAddr) {
     let mut command = Command::new(dinle());
     command
         .arg("agent")
-        .args(["--node-name", "test-node", "--linger", "200ms"])
-        .arg("--cgroup-root")
-        .arg(cgroup::root())
         .args(flags)
+        .args(["--node-name", "test-node", "--linger", "200ms"])
         .stdin(Stdio::null());
-    // Each may be among the flags.
-    for (flag, address) in [("--listen", listen), ("--http", http)] {
-        if !flags.contains(&flag) {
-            command.args([flag, &address.to_string()]);
-        }
-    }
+    let given = |flag: &str| {
+        let mut words = flags.iter().skip_while(|word| **word != flag).skip(1);
+        words.next().map(|value| value.to_string())
+    };
+    let mut set = |flag: &str, value: String| {
+        given(flag).unwrap_or_else(|| {
+            command.args([flag, &value]);
+            value
+        })
+    };
+    let address = |value: String| value.parse().expect("an address");
+    set("--cgroup-root", cgroup::root().display().to_string());
+    let listen = address(set("--listen", listen.to_string()));
+    let http = address(set("--http", http.to_string()));
     (command, listen, http)
 }
 

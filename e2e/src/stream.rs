@@ -1,11 +1,12 @@
 //! A subscriber that remembers all that it was sent.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use dinle_proto::v1::{
     self, EndReason, Event, Exec, Exit, Kind, KindBooks, LossStage, Process, event::Detail,
     observer_client::ObserverClient, subscribe_response::Message,
 };
+use prost_types::Timestamp;
 use tokio::{runtime::Handle, time::timeout_at};
 use tonic::{Code, Status, Streaming, transport::Endpoint};
 
@@ -25,8 +26,8 @@ pub struct Stream {
     pub updates: Vec<(usize, v1::Workload)>,
     /// The latest books.
     pub books: Vec<KindBooks>,
-    /// Heartbeats so far.
-    pub heartbeats: usize,
+    /// When the latest heartbeat was made, in seconds and nanoseconds.
+    pub heard: Option<(i64, i32)>,
     /// Why it ended.
     pub end: Option<EndReason>,
     /// Sequence numbers that were left out between batches.
@@ -79,7 +80,7 @@ impl Stream {
             losses: Vec::new(),
             updates: Vec::new(),
             books: Vec::new(),
-            heartbeats: 0,
+            heard: None,
             end: None,
             skipped: 0,
             next_sequence: 1,
@@ -104,10 +105,14 @@ impl Stream {
         }
     }
 
-    /// Reads until the next heartbeat: everything that was sent before it has been read, and it has the books of that moment.
+    /// Reads until a heartbeat that was made after this call: everything that was sent before it has been read, and it has the
+    /// books of that moment. One that was made earlier may still be on its way.
     pub fn heartbeat(&mut self) {
-        let before = self.heartbeats;
-        self.until("a heartbeat", |stream| stream.heartbeats > before);
+        let now = Timestamp::from(SystemTime::now());
+        let now = (now.seconds, now.nanos);
+        self.until("a heartbeat", |stream| {
+            stream.heard.is_some_and(|time| time >= now)
+        });
     }
 
     /// Reads until the process's exit was told, and then until the next heartbeat.
@@ -138,9 +143,7 @@ impl Stream {
         let Self {
             handle, messages, ..
         } = self;
-        let read = handle.block_on(timeout_at(deadline.into(), async {
-            messages.message().await
-        }));
+        let read = handle.block_on(async { timeout_at(deadline.into(), messages.message()).await });
         let Ok(message) = read else {
             panic!(
                 "did not come within {:?}: {what}; {} events, books {:?}",
@@ -170,7 +173,7 @@ impl Stream {
                 self.updates.push((self.events.len(), workload));
             }
             Message::Heartbeat(heartbeat) => {
-                self.heartbeats += 1;
+                self.heard = heartbeat.time.map(|time| (time.seconds, time.nanos));
                 if heartbeat.end() != EndReason::Unspecified {
                     self.end = Some(heartbeat.end());
                 }

@@ -261,8 +261,6 @@ fn only_root(root: &Path) -> io::Result<()> {
 
 /// Comes back when there is no descendant any more.
 fn orphan() -> io::Result<ExitCode> {
-    // SAFETY: has no preconditions.
-    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 0) })?;
     let (mut reader, writer) = io::pipe()?;
     // The grandchild has the writing end too, until it ends.
     own(["orphan-parent"]).stdout(writer).status()?;

@@ -1,0 +1,164 @@
+//! What the agent is told when it starts, and what it says of it.
+
+use std::process::Output;
+
+use dinle_e2e::agent::{Agent, command, temporary};
+use dinle_proto::v1::Kind;
+
+use crate::{Lab, scope::only_the_pod_is_heard};
+
+fn run(flags: &[&str]) -> Output {
+    let (mut command, _, _) = command(flags);
+    command.output().unwrap()
+}
+
+/// The agent ends at once, and says that in one line, which has all of these.
+fn refused(flags: &[&str], hints: &[&str]) {
+    let output = run(flags);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        matches!(output.status.code(), Some(1 | 2)),
+        "{flags:?}: {}",
+        output.status
+    );
+    let sentence = text.lines().next().unwrap_or_default();
+    for hint in hints {
+        assert!(sentence.contains(hint), "{flags:?}: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_what_would() {
+    let pods = ["--pods", "none"];
+    let refused = |flags: &[&str], hints: &[&str]| refused(&[&pods, flags].concat(), hints);
+    refused(
+        &["--listen", "0.0.0.0:4380"],
+        &["--listen 0.0.0.0:4380", "loopback", "--insecure"],
+    );
+    refused(
+        &["--ring-bytes", "100000"],
+        &["100000", "power of two", "65536"],
+    );
+    refused(&["--ring-bytes", "4096"], &["4096", "65536"]);
+    refused(&["--ways", "kretprobe"], &["kretprobe", "--ways"]);
+    refused(&["--linger", "soon"], &["soon", "--linger"]);
+
+    let lab = Lab::new();
+    let (listen, http) = (lab.agent.listen.to_string(), lab.agent.http.to_string());
+    refused(
+        &["--listen", &listen],
+        &["--listen", &listen, "another agent"],
+    );
+    refused(&["--http", &http], &["--http", &http, "another agent"]);
+}
+
+#[test]
+fn a_tree_that_is_none_is_refused() {
+    let dir = temporary();
+    let path = dir.path().to_str().unwrap();
+    refused(
+        &["--pods", "none", "--cgroup-root", path],
+        &[path, "no cgroup2 tree", "--cgroup-root"],
+    );
+}
+
+#[test]
+fn a_file_of_pods_that_is_missing_is_waited_for() {
+    let dir = temporary();
+    let file = dir.path().join("pods.json");
+    let source = format!("file:{}", file.display());
+    let agent = Agent::with(&["--pods", &source]);
+    dinle_e2e::patience::eventually("the error is told", || {
+        !agent.status().pod_source.unwrap().error.is_empty()
+    });
+    let told = agent.status().pod_source.unwrap();
+    assert_eq!((&*told.name, told.synced, told.pods), (&*source, false, 0));
+    assert!(
+        told.error.contains(file.to_str().unwrap()),
+        "{}",
+        told.error
+    );
+    let (status, body) = agent.get("/readyz");
+    assert_eq!(status, 503);
+    assert!(body.contains(file.to_str().unwrap()), "{body}");
+    assert_eq!(agent.get("/healthz").0, 200);
+
+    std::fs::write(&file, dinle_e2e::pods::list(&[])).unwrap();
+    dinle_e2e::patience::eventually("the agent is ready", || agent.get("/readyz").0 == 200);
+    let told = agent.status().pod_source.unwrap();
+    assert_eq!((told.synced, &*told.error), (true, ""));
+}
+
+#[test]
+fn raw_tracepoints_tell_the_same() {
+    only_the_pod_is_heard(&["--ways", "raw_tracepoint"]);
+}
+
+#[test]
+fn ways_that_are_left_out_are_named() {
+    let lab = Lab::with(&["--ways", "raw_tracepoint"]);
+    let capabilities = lab.agent.capabilities();
+    let kinds: Vec<Kind> = capabilities.iter().map(|one| one.kind()).collect();
+    assert_eq!(kinds, [Kind::Exec, Kind::Exit]);
+    for capability in &capabilities {
+        assert!(capability.available, "{capability:?}");
+        let [hook] = &capability.hooks[..] else {
+            panic!("{capability:?}")
+        };
+        assert_eq!(hook.chosen, "raw_tracepoint");
+        let ways: Vec<_> = hook
+            .ways
+            .iter()
+            .map(|way| (&*way.name, &*way.reason))
+            .collect();
+        assert_eq!(
+            ways,
+            [("raw_tracepoint", ""), ("tp_btf", "left out by --ways")]
+        );
+    }
+    let plan = lab.listen().plan;
+    assert_eq!(plan.capabilities, capabilities);
+    let mut programs = lab.agent.status().programs;
+    programs.retain(|program| program.attached);
+    let names: Vec<_> = programs.iter().map(|program| &*program.name).collect();
+    assert_eq!(
+        names,
+        [
+            "raw_tracepoint__cgroup_mkdir",
+            "raw_tracepoint__cgroup_release",
+            "raw_tracepoint__sched_process_exec",
+            "raw_tracepoint__sched_process_exit"
+        ]
+    );
+}
+
+#[test]
+fn a_check_says_what_the_kernel_takes() {
+    let output = run(&["--check"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let lines: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.split('\t').collect())
+        .collect();
+    assert_eq!(lines.len(), 8, "{text}");
+    for hook in [
+        "cgroup_mkdir",
+        "cgroup_release",
+        "sched_process_exec",
+        "sched_process_exit",
+    ] {
+        for way in ["tp_btf", "raw_tracepoint"] {
+            let name = format!("{way}__{hook}");
+            let line = lines.iter().find(|line| line.get(1) == Some(&&*name));
+            let line = line.unwrap_or_else(|| panic!("no {name}: {text}"));
+            assert_eq!((line[0], line[2]), ("PROGRAM", "ok"), "{line:?}");
+            assert!(line[3].parse::<u32>().is_ok(), "{line:?}");
+        }
+    }
+}
