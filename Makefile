@@ -31,8 +31,8 @@ bench: ## run the benchmarks
 vm: ## run the kernel tests in virtual machines (KERNELS="5.10 6.12", or all)
 	@e2e/setup build
 	@e2e/setup vm
-	cargo build
-	cargo run --package dinle-e2e --bin vm -- $(KERNELS)
+	cargo build --workspace
+	$$(ls -t target/*/debug/vm | head -n 1) $(KERNELS)
 
 cluster: ## run the cluster tests: in the cluster of KUBECONFIG, or in one that DINLE_CLUSTER makes
 	@e2e/run-tests cluster

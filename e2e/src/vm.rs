@@ -59,8 +59,9 @@ pub fn run(options: &Options) -> Result<bool> {
     let logs = workspace().join("target/vm");
     fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
 
-    let (agent, init, built) = initramfs::build(names)?;
-    let mut tests: Vec<(String, PathBuf)> = names.iter().cloned().zip(built).collect();
+    let programs = initramfs::build(names)?;
+    let mut tests: Vec<(String, PathBuf)> =
+        names.iter().cloned().zip(programs.tests.clone()).collect();
     for binary in binaries {
         let name = binary
             .file_stem()
@@ -68,7 +69,7 @@ pub fn run(options: &Options) -> Result<bool> {
         tests.push((name.to_string_lossy().into_owned(), binary.clone()));
     }
     let archive = logs.join("initramfs.cpio");
-    initramfs::pack(&agent, &init, &tests, &archive)?;
+    initramfs::pack(&programs, &tests, &archive)?;
     let steps: Vec<String> = [SETUP, CHECK]
         .map(str::to_owned)
         .into_iter()

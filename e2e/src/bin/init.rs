@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use dinle_e2e::vm::initramfs::{AGENT, TESTS};
+use dinle_e2e::vm::initramfs::{ACT, AGENT, TESTS};
 use dinle_e2e::vm::report::{CHECK, SETUP, end_line, kernel_line, start_line};
 
 /// Kind of filesystem and where it goes, in an order in which each place is there.
@@ -22,6 +22,9 @@ const MOUNTS: [(&str, &str); 8] = [
     ("cgroup2", "/sys/fs/cgroup"),
     ("tmpfs", "/tmp"),
 ];
+
+/// An emulated machine is about this many times slower than the one that emulates it.
+const PATIENCE: &str = "5";
 
 /// What a shell says of a program that cannot be run, and of one that a signal ended.
 const CANNOT_RUN: i32 = 127;
@@ -47,7 +50,10 @@ fn main() {
             step(&name, || {
                 run(Command::new(&test)
                     .arg("--test-threads=1")
-                    .env("RUST_BACKTRACE", "1"))
+                    .env("RUST_BACKTRACE", "1")
+                    .env("DINLE_BIN", AGENT)
+                    .env("DINLE_ACT", ACT)
+                    .env("DINLE_PATIENCE", PATIENCE))
             });
         }
     }

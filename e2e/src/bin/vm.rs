@@ -12,7 +12,7 @@ use dinle_e2e::vm::{self, Options};
 const LIMIT_SECONDS: u64 = 600;
 
 /// Tests that run when none is named.
-const TESTS: [&str; 1] = ["vm_smoke"];
+const TESTS: [&str; 2] = ["vm_smoke", "kernel"];
 
 const HELP: &str = "\
 usage: vm [OPTION]... [KERNEL]...

@@ -14,33 +14,42 @@ use super::cpio::Archive;
 pub const TESTS: &str = "/tests";
 /// Where the agent lies in the machine.
 pub const AGENT: &str = "/dinle";
+/// Where the tests' helper lies.
+pub const ACT: &str = "/act";
 /// A machine without a distribution in one static binary.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// Builds the agent, `init` and the tests called `names`. Returns the executables of the first two, and of the tests.
-pub fn build(names: &[String]) -> Result<(PathBuf, PathBuf, Vec<PathBuf>)> {
-    let built = cargo(&[
-        "build",
-        "-p",
-        "dinle",
-        "-p",
-        "dinle-e2e",
-        "--bin",
-        "dinle",
-        "--bin",
-        "init",
-    ])?;
+/// What goes into a machine.
+pub struct Programs {
+    /// The agent.
+    pub agent: PathBuf,
+    /// What the tests have run in the pods.
+    pub act: PathBuf,
+    /// The first process.
+    pub init: PathBuf,
+    /// The tests.
+    pub tests: Vec<PathBuf>,
+}
+
+/// Builds everything, and the tests called `names`. The whole workspace each time: cargo then builds no dependency twice.
+pub fn build(names: &[String]) -> Result<Programs> {
+    let built = cargo(&["build", "--workspace", "--bins"])?;
     let binary = |name| executable(&built, name, false);
     let mut tests = Vec::new();
     if !names.is_empty() {
-        let mut args = vec!["test", "-p", "dinle-e2e", "--no-run"];
+        let mut args = vec!["test", "--workspace", "--no-run"];
         args.extend(names.iter().flat_map(|name| ["--test", name]));
         let built = cargo(&args)?;
         for name in names {
             tests.push(executable(&built, name, true)?);
         }
     }
-    Ok((binary("dinle")?, binary("init")?, tests))
+    Ok(Programs {
+        agent: binary("dinle")?,
+        act: binary("act")?,
+        init: binary("init")?,
+        tests,
+    })
 }
 
 /// Runs cargo and returns its messages.
@@ -72,7 +81,13 @@ fn executable(messages: &[Value], name: &str, test: bool) -> Result<PathBuf> {
 }
 
 /// Writes the initramfs `out`.
-pub fn pack(agent: &Path, init: &Path, tests: &[(String, PathBuf)], out: &Path) -> Result<()> {
+pub fn pack(programs: &Programs, tests: &[(String, PathBuf)], out: &Path) -> Result<()> {
+    let Programs {
+        agent,
+        act,
+        init,
+        tests: _,
+    } = programs;
     let file = File::create(out).with_context(|| format!("cannot write {}", out.display()))?;
     let busybox = fs::read(BUSYBOX)
         .with_context(|| format!("cannot read {BUSYBOX}: apt-get install busybox-static"))?;
@@ -85,6 +100,7 @@ pub fn pack(agent: &Path, init: &Path, tests: &[(String, PathBuf)], out: &Path) 
     archive.device("dev/console", 5, 1)?;
     archive.program("init", &small(init)?)?;
     archive.program(inside(AGENT), &small(agent)?)?;
+    archive.program(inside(ACT), &small(act)?)?;
     archive.program(inside(BUSYBOX), &busybox)?;
     archive.link("bin/sh", "busybox")?;
     for (name, path) in tests {
