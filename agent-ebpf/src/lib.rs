@@ -8,7 +8,7 @@
 pub mod offsets;
 pub mod process;
 
-pub use process::{Exec, Exit, Task};
+pub use process::{Exec, Exit, Fork, Task};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -68,6 +68,8 @@ kinds! {
     Exec = 1 on ["sched_process_exec"],
     /// The end of a process.
     Exit = 2 on ["sched_process_exit"],
+    /// A new process.
+    Fork = 3 on ["sched_process_fork"],
 }
 
 impl Kind {

@@ -92,3 +92,17 @@ pub struct Exit {
     /// 0.
     pub reserved: u32,
 }
+
+/// A process made another one. The task is the parent.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Fork {
+    /// The parent.
+    pub task: Task,
+    /// Nanoseconds since boot when the child started.
+    pub child_start_boot_ns: u64,
+    /// The child's process id on the host.
+    pub child_pid: u32,
+    /// The child's process id in its own PID namespace.
+    pub child_pod_pid: u32,
+}

@@ -297,5 +297,6 @@ fn limits(kind: Kind) -> &'static [&'static str] {
             "only successful executions are seen; arguments beyond 2047 bytes are cut and flagged",
         ],
         Kind::Exit => &["one event for a process, when its last thread exits"],
+        Kind::Fork => &["new processes, not new threads"],
     }
 }

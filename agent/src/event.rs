@@ -87,6 +87,7 @@ pub fn decode(envelope: &Envelope<'_>, clock: Clock) -> Result<v1::Event, Decode
     let (task, proto, detail) = match kind {
         Kind::Exec => process::exec(body)?,
         Kind::Exit => process::exit(body, header.boot_ns)?,
+        Kind::Fork => process::fork(body)?,
     };
     Ok(v1::Event {
         time: Some(clock.at(header.boot_ns)),
@@ -103,6 +104,7 @@ pub fn proto_kind(kind: Kind) -> v1::Kind {
     match kind {
         Kind::Exec => v1::Kind::Exec,
         Kind::Exit => v1::Kind::Exit,
+        Kind::Fork => v1::Kind::Fork,
     }
 }
 
@@ -175,7 +177,11 @@ mod tests {
 
     #[test]
     fn no_part_of_a_frame_decodes_and_no_longer_one_does() {
-        for frame in [process::tests::exec_frame(), process::tests::exit_frame()] {
+        for frame in [
+            process::tests::exec_frame(),
+            process::tests::exit_frame(),
+            process::tests::fork_frame(),
+        ] {
             let decoded =
                 |bytes: &[u8]| open(bytes).and_then(|envelope| decode(&envelope, Clock::default()));
             assert!(decoded(&frame).is_ok());

@@ -123,6 +123,8 @@ pub struct Request {
     pub selector: Selector,
     /// Which kinds: at least one.
     pub kinds: Kinds,
+    /// The same, and what the filter has to hear to know whose events they are.
+    pub heard: Kinds,
     /// Which of their events.
     pub filter: Filter,
     /// Events carry only their cgroup's id.
@@ -151,10 +153,12 @@ impl Request {
             max_duration,
         } = request;
         let kinds = parse_kinds(kinds)?;
+        let filter = Filter::parse(filter.as_ref(), kinds)?;
         Ok(Self {
             selector: Selector::parse(selector.as_ref())?,
             kinds,
-            filter: Filter::parse(filter.as_ref(), kinds)?,
+            heard: kinds.union(filter.hears()),
+            filter,
             by_reference: parse_by_reference(*identity_mode)?,
             queue_bytes: parse_queue_bytes(*queue_bytes, limits)?,
             heartbeat: parse_heartbeat(heartbeat_interval.as_ref())?,
@@ -181,7 +185,7 @@ fn parse_kinds(numbers: &[i32]) -> Result<Kinds, Invalid> {
                     format!("is KIND_UNSPECIFIED; name one of {}", known_kinds()),
                 ));
             }
-            Ok(kind @ (v1::Kind::Exec | v1::Kind::Exit)) => kinds.insert(kind),
+            Ok(kind @ (v1::Kind::Exec | v1::Kind::Exit | v1::Kind::Fork)) => kinds.insert(kind),
             Err(_) => {
                 return Err(Invalid::new(
                     format!("kinds[{index}]"),

@@ -55,7 +55,8 @@ pub struct Listener {
 impl Listener {
     /// Its books as of now.
     pub fn books(&self) -> Vec<v1::KindBooks> {
-        self.books.tell(self.request.kinds)
+        let Self { books, request, .. } = self;
+        books.tell(request.kinds, request.heard)
     }
 }
 
@@ -178,7 +179,7 @@ impl Hub {
     pub fn lose_everywhere(&self, kind: v1::Kind, stage: Stage, count: u64) {
         self.0.totals.lost(kind, stage, count);
         for (_, listener) in self.board().listeners() {
-            if listener.request.kinds.contains(kind) {
+            if listener.request.heard.contains(kind) {
                 listener.books.lose(kind, stage, count);
             }
         }

@@ -211,7 +211,7 @@ impl Stream {
     pub fn execs(&self) -> impl Iterator<Item = (&Event, &Process, &Exec)> {
         self.events.iter().filter_map(|event| match &event.detail {
             Some(Detail::Exec(exec)) => Some((event, event.process.as_ref()?, exec)),
-            Some(Detail::Exit(_)) | None => None,
+            Some(Detail::Exit(_) | Detail::Fork(_)) | None => None,
         })
     }
 
@@ -219,7 +219,7 @@ impl Stream {
     pub fn exits(&self) -> impl Iterator<Item = (&Event, &Process, &Exit)> {
         self.events.iter().filter_map(|event| match &event.detail {
             Some(Detail::Exit(exit)) => Some((event, event.process.as_ref()?, exit)),
-            Some(Detail::Exec(_)) | None => None,
+            Some(Detail::Exec(_) | Detail::Fork(_)) | None => None,
         })
     }
 

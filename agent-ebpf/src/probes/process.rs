@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use dinle_ebpf::{
-    Exec, Exit, Kind, Task,
+    Exec, Exit, Fork, Kind, Task,
     offsets::MISSING,
     process::{ARGS_MAX, CWD_DEPTH, CWD_MAX, FILENAME_MAX},
 };
@@ -40,6 +40,17 @@ pub fn tp_btf__sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 pub fn raw_tracepoint__sched_process_exit(ctx: RawTracePointContext) -> i32 {
     let group_dead = (offset!(exit_group_dead) == 1).then(|| ctx.arg::<u64>(1) as u8 != 0);
     exit(ctx.arg(0), group_dead)
+}
+
+// include/trace/events/sched.h: (struct task_struct *parent, struct task_struct *child)
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn tp_btf__sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    fork(ctx.arg(0), ctx.arg(1))
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn raw_tracepoint__sched_process_fork(ctx: RawTracePointContext) -> i32 {
+    fork(ctx.arg(0), ctx.arg(1))
 }
 
 #[map]
@@ -276,6 +287,28 @@ fn leader(task: Ptr) -> Ptr {
 #[inline(always)]
 fn start_boot_ns(task: Ptr) -> u64 {
     read(leader(task), offset!(task_start_boottime))
+}
+
+#[inline(always)]
+fn fork(parent: Ptr, child: Ptr) -> i32 {
+    let Some(subject) = scope::current(Kind::Fork) else {
+        return 0;
+    };
+    let child_pid: u32 = read(child, offset!(task_tgid));
+    if child_pid == read::<u32>(parent, offset!(task_tgid)) {
+        // A thread.
+        return 0;
+    }
+    emit::fixed::<Fork>(subject, |fork| {
+        // SAFETY: `fork` is a zeroed payload.
+        unsafe {
+            fill_task(&raw mut (*fork).task, parent);
+            (*fork).child_start_boot_ns = start_boot_ns(child);
+            (*fork).child_pid = child_pid;
+            (*fork).child_pod_pid = innermost_pid(child);
+        }
+    });
+    0
 }
 
 /// Fills in who the current task is.

@@ -289,10 +289,10 @@ mod tests {
     fn kinds_have_their_names() {
         assert_eq!(parse_kind("exec"), Ok(v1::Kind::Exec));
         assert_eq!(parse_kind("exit"), Ok(v1::Kind::Exit));
-        for name in ["", "EXEC", "unspecified", "fork"] {
+        for name in ["", "EXEC", "unspecified", "forks"] {
             assert_eq!(
                 parse_kind(name),
-                Err("there is no such kind; there are exec, exit".to_owned())
+                Err("there is no such kind; there are exec, exit, fork".to_owned())
             );
         }
     }

@@ -128,16 +128,17 @@ const COMM: Column = column("COMM", 15, 15, |seen| seen.process.comm.clone());
 const PCOMM: Column = column("PCOMM", 15, 15, |seen| seen.process.comm.clone());
 const CODE: Column = column("CODE", 7, 16, |seen| match &seen.event.detail {
     Some(Detail::Exit(exit)) => text::code(exit),
-    Some(Detail::Exec(_)) | None => NONE.to_owned(),
+    Some(Detail::Exec(_) | Detail::Fork(_)) | None => NONE.to_owned(),
 });
 const DURATION: Column = column("DURATION", 9, 16, |seen| match &seen.event.detail {
     Some(Detail::Exit(exit)) => text::seconds(exit.duration.as_ref()),
-    Some(Detail::Exec(_)) | None => NONE.to_owned(),
+    Some(Detail::Exec(_) | Detail::Fork(_)) | None => NONE.to_owned(),
 });
 // Only successful ones are seen.
 const RET: Column = column("RET", 3, 3, |_| "0".to_owned());
 const ARGS: Column = column("ARGS", 4, 160, |seen| match &seen.event.detail {
     Some(Detail::Exec(exec)) => args(exec, seen.words),
+    Some(Detail::Fork(fork)) => format!("child {}", fork.child_pid),
     Some(Detail::Exit(_)) | None => NONE.to_owned(),
 });
 const POD_PID: Column = column("POD-PID", 7, 10, |seen| seen.process.pod_pid.to_string());
@@ -150,7 +151,7 @@ const CONTAINER_ID: Column = column("CONTAINER-ID", 12, 12, |seen| seen.who.cont
 const CWD: Column = column("CWD", 16, 48, |seen| match &seen.event.detail {
     Some(Detail::Exec(exec)) if exec.cwd_truncated => format!("…{}", exec.cwd),
     Some(Detail::Exec(exec)) => text::or_none(&exec.cwd).to_owned(),
-    Some(Detail::Exit(_)) | None => NONE.to_owned(),
+    Some(Detail::Exit(_) | Detail::Fork(_)) | None => NONE.to_owned(),
 });
 
 const WIDE: [Column; 6] = [POD_PID, TID, PARENT, GID, CONTAINER_ID, CWD];

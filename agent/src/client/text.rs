@@ -264,7 +264,7 @@ mod tests {
     fn every_kind_and_stage_has_a_name() {
         assert_eq!(
             all_kinds().map(kind_name).collect::<Vec<_>>(),
-            ["exec", "exit"]
+            ["exec", "exit", "fork"]
         );
         assert_eq!(kind(1), "exec");
         assert_eq!(kind(99), "kind-99");

@@ -13,7 +13,6 @@ use super::{
     json::Json,
     pages,
     stream::{Format, View, follow, interrupted},
-    text,
 };
 
 pub(super) const LONG_ABOUT: &str = "\
@@ -43,7 +42,7 @@ Examples:
 /// Arguments of `dinle watch`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Watch {
-    /// Kinds of events, separated with commas: exec, exit [default: all; with --binary only exec, with --failed only exit]
+    /// Kinds of events, separated with commas: exec, exit, fork [default: exec and exit; with --binary only exec, with --failed only exit]
     #[arg(long, value_name = "KINDS", value_delimiter = ',', value_parser = parse_kind)]
     kinds: Vec<v1::Kind>,
     /// How to print: text in columns, with more columns, or protobuf JSON with one event a line
@@ -112,7 +111,8 @@ impl Watch {
         } else if self.processes.needs_exec() {
             vec![v1::Kind::Exec]
         } else {
-            text::all_kinds().collect()
+            // What ran and how it ended; forks are for those who ask.
+            vec![v1::Kind::Exec, v1::Kind::Exit]
         };
         request(
             &kinds,

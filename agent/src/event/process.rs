@@ -1,6 +1,6 @@
 //! Frames of the sensor `process`.
 
-use dinle_ebpf::{Exec, Exit, Task};
+use dinle_ebpf::{Exec, Exit, Fork, Task};
 use dinle_proto::v1::{self, event::Detail};
 
 use super::{Clock, DecodeError, parts, read, text};
@@ -48,6 +48,23 @@ pub(super) fn exit(body: &[u8], boot_ns: u64) -> Result<(Task, v1::Kind, Detail)
         duration: prost_types::Duration::try_from(lived).ok(),
     };
     Ok((task, v1::Kind::Exit, Detail::Exit(detail)))
+}
+
+pub(super) fn fork(body: &[u8]) -> Result<(Task, v1::Kind, Detail), DecodeError> {
+    let (fork, tail) = read::<Fork>(body)?;
+    let [] = parts::<Fork, 0>(tail, [])?;
+    let Fork {
+        task,
+        child_start_boot_ns,
+        child_pid,
+        child_pod_pid,
+    } = fork;
+    let detail = v1::Fork {
+        child_pid,
+        child_pod_pid,
+        child_start_boot_ns,
+    };
+    Ok((task, v1::Kind::Fork, Detail::Fork(detail)))
 }
 
 /// The contract's view of a task.
@@ -112,12 +129,7 @@ fn directory(bytes: &[u8], flags: u16) -> String {
         path.push('/');
         path.push_str(&String::from_utf8_lossy(name));
     }
-    match (path.is_empty(), flags & Exec::CWD_CUT != 0) {
-        // What is missing is the beginning.
-        (false, true) => format!("…{path}"),
-        (true, _) => "/".into(),
-        (false, false) => path,
-    }
+    if path.is_empty() { "/".into() } else { path }
 }
 
 #[cfg(test)]
@@ -196,6 +208,16 @@ pub(super) mod tests {
         [header(Kind::Exit).as_bytes(), exit.as_bytes()].concat()
     }
 
+    pub(in crate::event) fn fork_frame() -> Vec<u8> {
+        let fork = Fork {
+            task: task(),
+            child_start_boot_ns: 4_900_000_000,
+            child_pid: 102,
+            child_pod_pid: 12,
+        };
+        [header(Kind::Fork).as_bytes(), fork.as_bytes()].concat()
+    }
+
     fn decoded(frame: &[u8]) -> v1::Event {
         let envelope = super::super::open(frame).expect("a frame");
         super::super::decode(&envelope, Clock::default()).expect("a frame")
@@ -249,7 +271,7 @@ pub(super) mod tests {
         assert_eq!((exec.args_bytes, exec.args_truncated), (4000, true));
         assert_eq!(
             (&*exec.cwd, exec.cwd_truncated, exec.filename_truncated),
-            ("…/a/b", true, true)
+            ("/a/b", true, true)
         );
     }
 
@@ -264,6 +286,18 @@ pub(super) mod tests {
         );
         let inner_empty = decoded_exec(&exec(b"/x", b"a\0\0b\0", 5, b"", Exec::CWD_KNOWN));
         assert_eq!(inner_empty.args, ["a", "", "b"]);
+    }
+
+    #[test]
+    fn a_fork_names_parent_and_child() {
+        let event = decoded(&fork_frame());
+        assert_eq!(event.process.map(|parent| parent.pid), Some(100));
+        let fork = v1::Fork {
+            child_pid: 102,
+            child_pod_pid: 12,
+            child_start_boot_ns: 4_900_000_000,
+        };
+        assert_eq!(event.detail, Some(Detail::Fork(fork)));
     }
 
     #[test]

@@ -67,6 +67,12 @@ impl Filter {
         })
     }
 
+    /// Kinds that it must be shown, in addition to those that it decides about: who is whose child is known from forks.
+    pub fn hears(&self) -> Kinds {
+        let descendants = self.pids.iter().any(|rule| rule.descendants);
+        descendants.then_some(v1::Kind::Fork).into_iter().collect()
+    }
+
     /// Whether the subscriber wants this event of a workload and a kind that it asked for.
     ///
     /// Every such event must be shown in its order, with the same `family`, which learns from those that other fields leave out too.
@@ -88,12 +94,12 @@ impl Filter {
                     Some(v1::event::Detail::Exec(exec)) => {
                         binary.iter().any(|b| b.matches(&exec.filename))
                     }
-                    Some(v1::event::Detail::Exit(_)) | None => false,
+                    Some(v1::event::Detail::Exit(_) | v1::event::Detail::Fork(_)) | None => false,
                 })
             && (!exit_failed
                 || match &event.detail {
                     Some(v1::event::Detail::Exit(exit)) => exit.code != 0 || exit.signal != 0,
-                    Some(v1::event::Detail::Exec(_)) | None => false,
+                    Some(v1::event::Detail::Exec(_) | v1::event::Detail::Fork(_)) | None => false,
                 })
     }
 }
@@ -101,14 +107,14 @@ impl Filter {
 fn has_binary(kind: v1::Kind) -> bool {
     match kind {
         v1::Kind::Exec => true,
-        v1::Kind::Unspecified | v1::Kind::Exit => false,
+        v1::Kind::Unspecified | v1::Kind::Exit | v1::Kind::Fork => false,
     }
 }
 
 fn has_exit_code(kind: v1::Kind) -> bool {
     match kind {
         v1::Kind::Exit => true,
-        v1::Kind::Unspecified | v1::Kind::Exec => false,
+        v1::Kind::Unspecified | v1::Kind::Exec | v1::Kind::Fork => false,
     }
 }
 
@@ -157,6 +163,10 @@ fn match_pids(
         Some(v1::event::Detail::Exec(_)) if descends => family.remember(pid, start),
         // The pid is someone else's now.
         Some(v1::event::Detail::Exec(_)) | Some(v1::event::Detail::Exit(_)) => family.forget(pid),
+        Some(v1::event::Detail::Fork(fork)) if descends => {
+            family.remember(fork.child_pid, fork.child_start_boot_ns);
+        }
+        Some(v1::event::Detail::Fork(fork)) => family.forget(fork.child_pid),
         None => {}
     }
     descends || rules.iter().any(|rule| rule.pid == pid)
@@ -164,7 +174,7 @@ fn match_pids(
 
 /// The descendants of the processes that a subscriber named: they stay so when their parents end and init adopts them.
 ///
-/// It learns from EXEC events and forgets with EXIT events. A process that lost its parents before it executed anything is not recognised.
+/// It learns from FORK and EXEC events, whose order is that of the kernel, and forgets with EXIT events.
 /// It holds 65,536 processes; the one that started first makes room for a new one.
 #[derive(Clone, Debug, Default)]
 pub struct Family {

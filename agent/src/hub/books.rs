@@ -114,7 +114,8 @@ impl Books {
     }
 
     /// For the contract. `matched` is read last: what comes between counts as queued, for the moment.
-    pub(super) fn tell(&self, kinds: Kinds) -> Vec<v1::KindBooks> {
+    /// Of kinds that are only `heard`, not asked for, what was lost is told.
+    pub(super) fn tell(&self, kinds: Kinds, heard: Kinds) -> Vec<v1::KindBooks> {
         let tell = |kind: v1::Kind| {
             let page = self.page(kind);
             let lost = Stage::ALL.map(|stage| (stage, self.lost(kind, stage)));
@@ -136,7 +137,8 @@ impl Books {
                     .collect(),
             }
         };
-        kinds.iter().map(tell).collect()
+        let told = |books: &v1::KindBooks| kinds.contains(books.kind()) || !books.lost.is_empty();
+        heard.iter().map(tell).filter(told).collect()
     }
 }
 

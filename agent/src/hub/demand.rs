@@ -75,7 +75,7 @@ impl Hub {
         let board = self.board();
         let mut demand = Demand::default();
         for (_, listener) in board.listeners() {
-            demand.kinds |= listener.request.kinds.bits();
+            demand.kinds |= listener.request.heard.bits();
         }
         // A pod that is watched on keeps its slot: what was counted there stays told to those who watch it.
         let mut next = Slots {
@@ -87,7 +87,7 @@ impl Hub {
             let (mut kinds, mut listeners) = (0, 0);
             for (bit, listener) in board.listeners() {
                 if listener.request.selector.matches_pod(workload) {
-                    kinds |= listener.request.kinds.bits();
+                    kinds |= listener.request.heard.bits();
                     listeners |= bit;
                 }
             }

@@ -119,7 +119,7 @@ impl Publisher {
     /// Who wants that kind of events of that workload, as bits. Decided once for a cgroup, not for each event.
     pub fn targets(&self, kind: v1::Kind, workload: &v1::Workload) -> u64 {
         let wants = |listener: &Listener| {
-            listener.request.kinds.contains(kind) && listener.request.selector.matches(workload)
+            listener.request.heard.contains(kind) && listener.request.selector.matches(workload)
         };
         self.board
             .listeners()
@@ -161,12 +161,11 @@ impl Publisher {
             let Some(voice) = voices.get_mut(&bit) else {
                 continue;
             };
+            let request = &voice.listener.request;
             if voice.done
-                || !voice
-                    .listener
-                    .request
-                    .filter
-                    .matches(event, &mut voice.family)
+                || !request.filter.matches(event, &mut voice.family)
+                // Heard for the filter's sake alone.
+                || !request.kinds.contains(kind)
             {
                 continue;
             }
@@ -192,7 +191,7 @@ impl Publisher {
         self.hub.0.totals.lost(kind, stage, count);
         let watching = self.board.slots.listeners(slot);
         for (bit, listener) in self.board.listeners() {
-            if watching & bit != 0 && listener.request.kinds.contains(kind) {
+            if watching & bit != 0 && listener.request.heard.contains(kind) {
                 listener.books.lose(kind, stage, count);
             }
         }

@@ -243,7 +243,7 @@ impl Subscription {
             pending,
             ..
         } = self;
-        for kind in listener.request.kinds.iter() {
+        for kind in listener.request.heard.iter() {
             let at = kind as usize % KINDS;
             for stage in Stage::ALL {
                 let lost = listener.books.lost(kind, stage);

@@ -179,7 +179,7 @@ pub struct Event {
     #[prost(message, optional, tag = "5")]
     pub process: ::core::option::Option<Process>,
     /// What it did.
-    #[prost(oneof = "event::Detail", tags = "10, 11")]
+    #[prost(oneof = "event::Detail", tags = "10, 11, 12")]
     pub detail: ::core::option::Option<event::Detail>,
 }
 /// Nested message and enum types in `Event`.
@@ -193,6 +193,9 @@ pub mod event {
         /// KIND_EXIT.
         #[prost(message, tag = "11")]
         Exit(super::Exit),
+        /// KIND_FORK.
+        #[prost(message, tag = "12")]
+        Fork(super::Fork),
     }
 }
 /// A process at the time of an event. Within a node and a boot id, (`pid`, `start_boot_ns`) names a process for good.
@@ -241,7 +244,7 @@ pub struct Exec {
     /// Path of the program as it was given to execve; relative paths are relative to `cwd`.
     #[prost(string, tag = "1")]
     pub filename: ::prost::alloc::string::String,
-    /// Arguments, argv\[0\] first. At most 2048 bytes of them.
+    /// Arguments, argv\[0\] first. At most 2047 bytes of them.
     #[prost(string, repeated, tag = "2")]
     pub args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Arguments were cut: `args` is the beginning of them, and its last element may be cut itself.
@@ -276,6 +279,19 @@ pub struct Exit {
     #[prost(message, optional, tag = "4")]
     pub duration: ::core::option::Option<::prost_types::Duration>,
 }
+/// KIND_FORK. The event's `process` is the parent.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Fork {
+    /// The new process's id in the host's PID namespace.
+    #[prost(uint32, tag = "1")]
+    pub child_pid: u32,
+    /// The same in the new process's own PID namespace.
+    #[prost(uint32, tag = "2")]
+    pub child_pod_pid: u32,
+    /// When it started, in nanoseconds of the boot clock: with `child_pid` its identity.
+    #[prost(uint64, tag = "3")]
+    pub child_start_boot_ns: u64,
+}
 /// One type of event. `dinle watch --kinds` takes the names in lower case without the prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -286,6 +302,8 @@ pub enum Kind {
     Exec = 1,
     /// A process ended: its last thread exited.
     Exit = 2,
+    /// A process made another one (fork, vfork, clone): not told of threads.
+    Fork = 3,
 }
 impl Kind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -297,6 +315,7 @@ impl Kind {
             Self::Unspecified => "KIND_UNSPECIFIED",
             Self::Exec => "KIND_EXEC",
             Self::Exit => "KIND_EXIT",
+            Self::Fork => "KIND_FORK",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -305,6 +324,7 @@ impl Kind {
             "KIND_UNSPECIFIED" => Some(Self::Unspecified),
             "KIND_EXEC" => Some(Self::Exec),
             "KIND_EXIT" => Some(Self::Exit),
+            "KIND_FORK" => Some(Self::Fork),
             _ => None,
         }
     }
@@ -361,7 +381,8 @@ pub struct PidMatch {
     /// Process id in the host's PID namespace.
     #[prost(uint32, tag = "1")]
     pub pid: u32,
-    /// Also all descendants of that process.
+    /// Also all descendants of that process. The agent then listens to KIND_FORK for itself, whether or not it was asked for; should
+    /// forks be lost, the stream is told: it may miss descendants whose parents have ended.
     #[prost(bool, tag = "2")]
     pub descendants: bool,
 }
@@ -515,7 +536,7 @@ pub struct Heartbeat {
     /// The node's time.
     #[prost(message, optional, tag = "1")]
     pub time: ::core::option::Option<::prost_types::Timestamp>,
-    /// The books so far, one entry for each kind of the request.
+    /// The books so far, one entry for each kind of the request. KIND_FORK, which PidMatch.descendants needs, has one too if any were lost.
     #[prost(message, repeated, tag = "2")]
     pub books: ::prost::alloc::vec::Vec<KindBooks>,
     /// Set in the last message of a stream.

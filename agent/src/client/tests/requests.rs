@@ -185,7 +185,7 @@ fn arguments_that_cannot_be_are_refused() {
         ("watch --duration 0s", "it is 0; leave the flag out"),
         ("watch --duration 10", "time unit needed"),
         (
-            "watch --kinds fork",
+            "watch --kinds forks",
             "there is no such kind; there are exec, exit",
         ),
         ("watch --failed --binary x", "cannot be used with"),
