@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
 };
 
 /// The agent's binary: `DINLE_BIN`, or `dinle` near the test's own executable.
@@ -52,4 +52,15 @@ pub fn act_as<S: AsRef<OsStr>>(path: &Path, args: impl IntoIterator<Item = S>) -
         .args(args)
         .stdin(Stdio::null());
     command
+}
+
+/// Copies a program, which can be executed at once. A process that has threads, as a test has, cannot write a program itself:
+/// whatever another thread starts meanwhile holds the open file for a moment, and nobody may execute what is open for writing.
+pub fn copy(from: &Path, to: &Path) {
+    let mut command = act([OsStr::new("copy"), from.as_os_str(), to.as_os_str()]);
+    let status = command.status();
+    assert!(
+        status.as_ref().is_ok_and(ExitStatus::success),
+        "{command:?}: {status:?}"
+    );
 }

@@ -7,6 +7,7 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU8, Ordering},
     time::Instant,
 };
 
@@ -23,7 +24,7 @@ use crate::{
     bpf::{self, Held},
     cgroup,
     patience::{eventually, patience},
-    pods::{self, Pod, unique},
+    pods::{self, Pod},
     stream::{Stream, Window},
 };
 
@@ -50,9 +51,10 @@ pub fn temporary() -> TempDir {
 
 /// Loopback addresses that no other test uses: all of 127.0.0.0/8 is the machine itself.
 fn addresses() -> (SocketAddr, SocketAddr) {
-    let (process, number) = unique();
-    let [_, _, high, low] = process.to_be_bytes();
-    let host = Ipv4Addr::new(127, high, low, (number % 250 + 2) as u8);
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let host = Ipv4Addr::new(127, high, low, NEXT.fetch_add(1, Ordering::Relaxed));
+    // Ports at which no connection begins by itself.
     ((host, 4380).into(), (host, 4381).into())
 }
 

@@ -32,6 +32,7 @@ const USAGE: &str = "act COMMAND
   uid UID GID PROGRAM [ARG…]        execute that as another user
   newpid PROGRAM [ARG…]             run that as the first process of a PID namespace
   gate PROGRAM [ARG…]               run that, once standard input has ended
+  copy FROM TO                      copy a file
   orphan                            run a process that ends before the one that it runs; that one then runs `act exit 0`
   any [ANYTHING…]                   end with 0";
 
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         ("gate", program) => io::stdin()
             .read_to_end(&mut Vec::new())
             .and_then(|_| run(program)),
+        ("copy", [from, to]) => fs::copy(from, to).map(|_| ExitCode::SUCCESS),
         ("orphan", []) => orphan(),
         ("orphan-parent", []) => own(["orphan-child"]).spawn().map(|_| ExitCode::SUCCESS),
         ("orphan-child", []) => orphan_child(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use dinle_e2e::{
-    act::{act, act_path},
+    act::{act, act_as, act_path, copy},
     agent::temporary,
 };
 use tempfile::TempDir;
@@ -18,7 +18,7 @@ use crate::{Lab, Named, run_some};
 fn program() -> TempDir {
     let dir = temporary();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::copy(act_path(), dir.path().join("act")).unwrap();
+    copy(&act_path(), &dir.path().join("act"));
     dir
 }
 
@@ -114,9 +114,7 @@ fn a_path_may_be_long() {
     let pids = [KEPT, KEPT + 1, 2000].map(|length| {
         let path = path_of(length);
         assert_eq!(path.len(), length);
-        let ran = lab
-            .app
-            .succeed(dinle_e2e::act::act_as(Path::new(&path), ["exit", "0"]));
+        let ran = lab.app.succeed(act_as(Path::new(&path), ["exit", "0"]));
         (ran.pid, path)
     });
     stream.through_exit(pids[2].0);
@@ -157,10 +155,12 @@ fn a_script_is_named_with_its_interpreter_in_the_arguments() {
     let lab = Lab::new();
     let mut stream = lab.listen();
     let dir = program();
+    let text_file = dir.path().join("text");
     let script = dir.path().join("script");
     let interpreter = text(dir.path().join("act"));
-    fs::write(&script, format!("#!{interpreter} any\n")).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&text_file, format!("#!{interpreter} any\n")).unwrap();
+    fs::set_permissions(&text_file, fs::Permissions::from_mode(0o755)).unwrap();
+    copy(&text_file, &script);
     let ran = lab
         .app
         .succeed(act(["in", "/", &text(&script), "one", "two"]));
