@@ -3,7 +3,7 @@
 use std::time::{Instant, SystemTime};
 
 use dinle_proto::v1::{
-    self, EndReason, Event, Exec, Exit, Kind, KindBooks, LossStage, Process, event::Detail,
+    self, EndReason, Event, Exec, Exit, Fork, Kind, KindBooks, LossStage, Process, event::Detail,
     observer_client::ObserverClient, subscribe_response::Message,
 };
 use prost_types::Timestamp;
@@ -212,6 +212,14 @@ impl Stream {
         self.events.iter().filter_map(|event| match &event.detail {
             Some(Detail::Exec(exec)) => Some((event, event.process.as_ref()?, exec)),
             Some(Detail::Exit(_) | Detail::Fork(_)) | None => None,
+        })
+    }
+
+    /// Its FORK events.
+    pub fn forks(&self) -> impl Iterator<Item = (&Event, &Process, &Fork)> {
+        self.events.iter().filter_map(|event| match &event.detail {
+            Some(Detail::Fork(fork)) => Some((event, event.process.as_ref()?, fork)),
+            Some(Detail::Exec(_) | Detail::Exit(_)) | None => None,
         })
     }
 

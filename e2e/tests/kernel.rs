@@ -13,6 +13,8 @@ mod exit;
 mod filters;
 #[path = "kernel/flags.rs"]
 mod flags;
+#[path = "kernel/fork.rs"]
+mod fork;
 #[path = "kernel/identity.rs"]
 mod identity;
 #[path = "kernel/life.rs"]
