@@ -75,8 +75,6 @@ offsets! {
     bprm_filename = "linux_binprm.filename";
     /// Threads that have not exited.
     signal_live = "signal_struct.live";
-    /// Threads that have not been released.
-    signal_nr_threads = "signal_struct.nr_threads";
     /// `SIGNAL_GROUP_EXIT` and others.
     signal_flags = "signal_struct.flags";
     /// Status of a process that exits as a whole.

@@ -92,15 +92,16 @@ impl Api {
                 "only {PLAN_WORKLOADS} of {total} workloads are named here; ListWorkloads has all"
             ));
         }
-        for capability in capabilities
+        // Also of what was not asked for, but is heard for a filter's sake.
+        let heard = |capability: &&v1::Capability| request.heard.contains(capability.kind());
+        for v1::Capability { kind, reason, .. } in node
+            .capabilities
             .iter()
+            .filter(heard)
             .filter(|capability| !capability.available)
         {
-            notes.push(format!(
-                "{}: unavailable: {}",
-                capability.kind().as_str_name(),
-                capability.reason
-            ));
+            let name = v1::Kind::try_from(*kind).unwrap_or_default().as_str_name();
+            notes.push(format!("{name}: unavailable: {reason}"));
         }
         notes.extend(node.trouble.clone());
         v1::Plan {

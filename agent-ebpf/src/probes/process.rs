@@ -255,16 +255,18 @@ fn last_thread(task: Ptr, signal: Ptr, group_dead: Option<bool>) -> bool {
     if offset!(signal_live) == MISSING || read::<i32>(signal, offset!(signal_live)) != 0 {
         return false;
     }
-    if read::<i32>(signal, offset!(signal_nr_threads)) == 1 {
-        return true;
-    }
     let key = Ended {
         start_boot_ns: start_boot_ns(task),
         // SAFETY: this helper has no preconditions.
         pid: unsafe { bpf_get_current_pid_tgid() } >> 32,
     };
     const BPF_NOEXIST: u64 = 1;
-    ENDED.insert(&key, &1, BPF_NOEXIST).is_ok()
+    const EEXIST: i32 = -17;
+    // Should the table have no room, twice is better than never.
+    match ENDED.insert(&key, &1, BPF_NOEXIST) {
+        Ok(()) => true,
+        Err(error) => error as i32 != EEXIST,
+    }
 }
 
 /// What the parent will see in wait(2): wait_task_zombie of kernel/exit.c.
