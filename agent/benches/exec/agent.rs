@@ -1,0 +1,249 @@
+//! The release binary, as a DaemonSet would run it, and one subscriber to it.
+
+use std::{
+    collections::HashSet,
+    net::TcpListener,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use dinle_proto::v1::{
+    self, event::Detail, observer_client::ObserverClient, subscribe_response::Message,
+};
+use tokio::{
+    process::{Child, Command},
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tonic::transport::Channel;
+
+use crate::{MEASURED, WARM_UP, signal};
+
+/// Far more than it takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The agent. It ends when this is dropped.
+pub(crate) struct Agent {
+    child: Child,
+    address: String,
+    /// When it was started.
+    pub(crate) begun: Instant,
+}
+
+impl Agent {
+    /// Starts it.
+    pub(crate) fn start(pods: &Path) -> anyhow::Result<Self> {
+        let (listen, http) = (free_address()?, free_address()?);
+        let begun = Instant::now();
+        let child = Command::new(env!("CARGO_BIN_EXE_dinle"))
+            .args(["agent", "--node-name", "bench"])
+            .args(["--listen", &listen, "--http", &http])
+            .arg(format!("--pods=file:{}", pods.display()))
+            .env("RUST_LOG", "error")
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .context("the agent")?;
+        Ok(Self {
+            child,
+            address: format!("http://{listen}"),
+            begun,
+        })
+    }
+
+    /// Connects as soon as it listens.
+    pub(crate) async fn client(&mut self) -> anyhow::Result<ObserverClient<Channel>> {
+        let begin = Instant::now();
+        loop {
+            match ObserverClient::connect(self.address.clone()).await {
+                Ok(client) => return Ok(client),
+                Err(error) if begin.elapsed() > PATIENCE => return Err(error.into()),
+                Err(_) => {}
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the agent ended with {status}");
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Subscribes to executions and exits of one pod. Everything is attached when this comes back.
+    pub(crate) async fn subscribe(&mut self, pod: &str) -> anyhow::Result<Subscriber> {
+        let request = v1::SubscribeRequest {
+            kinds: vec![v1::Kind::Exec.into(), v1::Kind::Exit.into()],
+            selector: Some(v1::Selector {
+                pods: vec![pod.to_owned()],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let mut client = self.client().await?;
+        let mut stream = client.subscribe(request).await?.into_inner();
+        match stream.message().await?.and_then(|first| first.message) {
+            Some(Message::Plan(plan)) if plan.workloads_total > 0 => {}
+            other => bail!("the stream does not begin with a plan of {pod}: {other:?}"),
+        }
+        let (tally, seen) = watch::channel(Tally::default());
+        let reading = tokio::spawn(async move {
+            while let Some(response) = stream.message().await? {
+                tally.send_modify(|tally| tally.add(response));
+            }
+            Ok(())
+        });
+        Ok(Subscriber { seen, reading })
+    }
+
+    /// Ends it.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+        signal(&self.child, libc::SIGTERM);
+        let status = timeout(PATIENCE, self.child.wait())
+            .await
+            .context("the agent does not end on SIGTERM")??;
+        anyhow::ensure!(status.success(), "the agent ended with {status}");
+        Ok(())
+    }
+
+    /// What it costs while it has nothing to do.
+    pub(crate) async fn cost(&self, time: Duration) -> anyhow::Result<Cost> {
+        let pid = self.child.id().context("the agent ended")?;
+        let before = cpu_ns(pid)?;
+        let begin = Instant::now();
+        sleep(time).await;
+        let cpu = (cpu_ns(pid)? - before) as f64 / begin.elapsed().as_nanos() as f64;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let mib = |name: &str| {
+            let kib: Option<f64> = status
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+                .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok());
+            kib.map(|kib| kib / 1024.0)
+                .with_context(|| format!("/proc/{pid}/status has no {name}"))
+        };
+        Ok(Cost {
+            cpu_percent: cpu * 100.0,
+            rss: mib("VmRSS")?,
+            anonymous: mib("RssAnon")?,
+            peak: mib("VmHWM")?,
+        })
+    }
+}
+
+/// Memory in MiB, CPU in percent of one.
+pub(crate) struct Cost {
+    pub(crate) cpu_percent: f64,
+    pub(crate) rss: f64,
+    pub(crate) anonymous: f64,
+    pub(crate) peak: f64,
+}
+
+/// Time on a CPU of all threads.
+fn cpu_ns(pid: u32) -> anyhow::Result<u64> {
+    let mut sum = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        let ns: u64 = text.split(' ').next().unwrap_or_default().parse()?;
+        sum += ns;
+    }
+    Ok(sum)
+}
+
+fn free_address() -> anyhow::Result<String> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+}
+
+/// What a stream brought.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Executions that are not measured.
+    pub(crate) warm: u64,
+    /// Measured executions.
+    pub(crate) execs: u64,
+    /// Exits of their processes.
+    pub(crate) exits: u64,
+    /// Events that the stream said were lost.
+    pub(crate) lost: u64,
+    /// Nanoseconds from each measured execution to its arrival here.
+    pub(crate) delays: Vec<f64>,
+    pids: HashSet<u32>,
+}
+
+impl Tally {
+    fn add(&mut self, response: v1::SubscribeResponse) {
+        match response.message {
+            Some(Message::Batch(batch)) => {
+                let now = SystemTime::now();
+                batch
+                    .events
+                    .into_iter()
+                    .for_each(|event| self.event(event, now));
+            }
+            Some(Message::Loss(loss)) => self.lost += loss.count,
+            Some(Message::Plan(_) | Message::Workload(_) | Message::Heartbeat(_)) | None => {}
+        }
+    }
+
+    fn event(&mut self, event: v1::Event, now: SystemTime) {
+        let pid = event.process.map(|process| process.pid).unwrap_or_default();
+        match event.detail {
+            Some(Detail::Exec(exec)) => match exec.args.get(1).map(String::as_str) {
+                Some(MEASURED) => {
+                    self.execs += 1;
+                    self.pids.insert(pid);
+                    let time = event.time.and_then(|time| SystemTime::try_from(time).ok());
+                    if let Some(delay) = time.and_then(|time| now.duration_since(time).ok()) {
+                        self.delays.push(delay.as_nanos() as f64);
+                    }
+                }
+                Some(WARM_UP) => self.warm += 1,
+                _ => {}
+            },
+            Some(Detail::Exit(_)) => self.exits += u64::from(self.pids.contains(&pid)),
+            None => {}
+        }
+    }
+}
+
+/// A stream that is read.
+pub(crate) struct Subscriber {
+    seen: watch::Receiver<Tally>,
+    reading: JoinHandle<Result<(), tonic::Status>>,
+}
+
+impl Subscriber {
+    /// Waits until the stream has brought so much.
+    pub(crate) async fn wait_for(
+        &mut self,
+        enough: impl FnMut(&Tally) -> bool,
+    ) -> anyhow::Result<()> {
+        let waited = timeout(PATIENCE, self.seen.wait_for(enough)).await;
+        if waited.is_ok_and(|seen| seen.is_ok()) {
+            return Ok(());
+        }
+        let Tally {
+            execs, exits, lost, ..
+        } = &*self.seen.borrow();
+        bail!(
+            "after {} s a stream has brought only {execs} executions and {exits} exits, and told of {lost} losses",
+            PATIENCE.as_secs()
+        )
+    }
+
+    /// What the stream brought so far.
+    pub(crate) fn tally(&self) -> watch::Ref<'_, Tally> {
+        self.seen.borrow()
+    }
+
+    /// The stream goes on.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.reading.is_finished()
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}

@@ -1,0 +1,341 @@
+//! What fork, exec and exit of a small static program cost while nobody, the agent, or another tool watches; and what the agent
+//! costs while nothing happens.
+//!
+//! Rounds alternate between all conditions. Each measurement has one of nothing directly before and after it, and is told as a
+//! ratio to them: absolute times are worth nothing on a machine that is shared. Needs root and two CPUs.
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `DINLE_BENCH_ROUNDS` | rounds (15) |
+//! | `DINLE_BENCH_OPS` | executions in each measurement (500) |
+
+mod agent;
+mod cgroups;
+mod peers;
+#[path = "../support.rs"]
+mod support;
+mod workload;
+
+use std::{env, path::Path, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use tokio::{
+    process::Child,
+    signal::unix::{SignalKind, signal as listen},
+    time::sleep,
+};
+
+use agent::{Agent, Tally};
+use cgroups::Cgroups;
+use peers::{PEERS, Peer};
+use support::{knob, quantile};
+use workload::Workload;
+
+/// First argument of executions that are counted.
+const MEASURED: &str = "dinle-measured";
+/// First argument of executions that show whether a tool works yet.
+const WARM_UP: &str = "dinle-warm-up";
+/// First argument of executions while no tool runs.
+const BASELINE: &str = "dinle-baseline";
+
+/// Executions before each measurement, for the caches.
+const CACHE_OPS: u32 = 50;
+
+/// How long the agent is watched while nothing happens.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Tools and this process have this CPU; the workload has another.
+const CPU: usize = 0;
+
+/// Who watches.
+#[derive(Clone, Copy)]
+enum Condition {
+    Nobody,
+    Idle,
+    AnotherPod,
+    Watched,
+    Peer(Peer),
+}
+
+impl Condition {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nobody => "nothing",
+            Self::Idle => "dinle, nobody subscribed",
+            Self::AnotherPod => "dinle, another pod watched",
+            Self::Watched => "dinle, exec + exit delivered",
+            Self::Peer(peer) => peer.name,
+        }
+    }
+}
+
+/// One measurement.
+struct Sample {
+    ns: f64,
+    ratio: f64,
+    /// Executions, and exits where they are shown too.
+    delivered: u64,
+    lost: u64,
+}
+
+/// All of one condition.
+struct Row {
+    condition: Condition,
+    samples: Vec<Sample>,
+    /// Why it was given up.
+    given_up: Option<String>,
+}
+
+/// What the subscribers of all rounds saw.
+#[derive(Default)]
+struct Seen {
+    /// Milliseconds from the agent's start to its first event at the subscriber.
+    first_event: Vec<f64>,
+    /// Nanoseconds from an execution to its event at the subscriber.
+    delays: Vec<f64>,
+}
+
+struct Bench<'a> {
+    workload: Workload,
+    directory: &'a Path,
+    ops: u32,
+    seen: Seen,
+}
+
+fn main() -> anyhow::Result<()> {
+    let mut args = env::args().skip(1);
+    if args.next().as_deref() == Some(workload::MODE) {
+        return workload::serve(&args.next().context("the program to execute")?);
+    }
+    support::pin(CPU)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut terminate = listen(SignalKind::terminate())?;
+        // What is dropped here cleans up after itself.
+        tokio::select! {
+            done = run() => done,
+            _ = interrupt.recv() => anyhow::bail!("interrupted"),
+            _ = terminate.recv() => anyhow::bail!("terminated"),
+        }
+    })
+}
+
+async fn run() -> anyhow::Result<()> {
+    let rounds: usize = knob("DINLE_BENCH_ROUNDS", 15);
+    let directory = tempfile::tempdir()?;
+    let program = workload::compile(directory.path())?;
+    let pods = directory.path().join("pods.json");
+    std::fs::write(&pods, Cgroups::pods())?;
+    let cgroups = Cgroups::make()?;
+    let mut bench = Bench {
+        workload: Workload::start(&program, &cgroups.of(cgroups::WATCHED))?,
+        directory: directory.path(),
+        ops: knob("DINLE_BENCH_OPS", 500),
+        seen: Seen::default(),
+    };
+    println!(
+        "# exec: {} rounds of {} executions of a static C program that does nothing\n",
+        rounds, bench.ops
+    );
+    println!("{}\n", support::machine());
+    for version in PEERS.iter().filter_map(Peer::version) {
+        println!("* {version}");
+    }
+
+    use Condition::{AnotherPod, Idle, Nobody, Watched};
+    let mut rows: Vec<Row> = [Nobody, Idle, AnotherPod, Watched]
+        .into_iter()
+        .chain(PEERS.map(Condition::Peer))
+        .map(|condition| Row {
+            condition,
+            samples: Vec::new(),
+            given_up: None,
+        })
+        .collect();
+    for _ in 0..rounds {
+        for row in rows.iter_mut().filter(|row| row.given_up.is_none()) {
+            match (bench.sample(row.condition).await, row.condition) {
+                (Ok(sample), _) => row.samples.push(sample),
+                // Others may fail on this kernel; the agent may not.
+                (Err(error), Condition::Peer(_)) => row.given_up = Some(format!("{error:#}")),
+                (Err(error), Nobody | Idle | AnotherPod | Watched) => return Err(error),
+            }
+        }
+    }
+    print_rows(&rows, bench.ops);
+    let Seen {
+        first_event,
+        delays,
+    } = &bench.seen;
+    println!(
+        "\nStart of the agent to its first event at a subscriber: median {:.0} ms, longest {:.0} ms (target 1,500).",
+        quantile(first_event, 0.5),
+        quantile(first_event, 1.0)
+    );
+    let ms = |part| quantile(delays, part) / 1e6;
+    println!(
+        "Execution to its event at the subscriber: median {:.1} ms, p99 {:.1} ms, longest {:.1} ms (target p99 10).",
+        ms(0.5),
+        ms(0.99),
+        ms(1.0)
+    );
+    idle(&pods).await
+}
+
+impl Bench<'_> {
+    /// Nothing, the condition, nothing.
+    async fn sample(&mut self, condition: Condition) -> anyhow::Result<Sample> {
+        let before = self.measure(BASELINE).await?;
+        let (ns, delivered, lost) = self.watch(condition).await?;
+        let after = self.measure(BASELINE).await?;
+        Ok(Sample {
+            ns,
+            ratio: ns / ((before + after) / 2.0),
+            delivered,
+            lost,
+        })
+    }
+
+    async fn measure(&mut self, marker: &str) -> anyhow::Result<f64> {
+        self.workload.run(BASELINE, CACHE_OPS).await?;
+        self.workload.run(marker, self.ops).await
+    }
+
+    /// Nanoseconds per execution, and what was shown and lost of them.
+    async fn watch(&mut self, condition: Condition) -> anyhow::Result<(f64, u64, u64)> {
+        let ops = u64::from(self.ops);
+        if let Condition::Peer(peer) = condition {
+            let running = peer.start(&mut self.workload, self.directory).await?;
+            let ns = self.measure(MEASURED).await?;
+            let shown = running.stop().await?;
+            return Ok((ns, shown, ops.saturating_sub(shown)));
+        }
+        let pods = self.directory.join("pods.json");
+        let mut outcome = (0.0, 0, 0);
+        match condition {
+            Condition::Nobody | Condition::Peer(_) => outcome.0 = self.measure(MEASURED).await?,
+            Condition::Idle => {
+                let mut agent = Agent::start(&pods)?;
+                drop(agent.client().await?);
+                outcome.0 = self.measure(MEASURED).await?;
+                agent.stop().await?;
+            }
+            Condition::AnotherPod => {
+                let mut agent = Agent::start(&pods)?;
+                let subscriber = agent.subscribe(cgroups::OTHER).await?;
+                outcome.0 = self.measure(MEASURED).await?;
+                ensure!(subscriber.is_open(), "the stream ended by itself");
+                ensure!(
+                    subscriber.tally().execs == 0,
+                    "events of a pod reached a stream that watches another"
+                );
+                drop(subscriber);
+                agent.stop().await?;
+            }
+            Condition::Watched => {
+                let mut agent = Agent::start(&pods)?;
+                let mut subscriber = agent.subscribe(cgroups::WATCHED).await?;
+                self.workload.run(WARM_UP, 1).await?;
+                subscriber.wait_for(|tally| tally.warm == 1).await?;
+                self.seen
+                    .first_event
+                    .push(agent.begun.elapsed().as_secs_f64() * 1e3);
+                outcome.0 = self.measure(MEASURED).await?;
+                let all = |tally: &Tally| tally.execs >= ops && tally.exits >= ops;
+                subscriber.wait_for(all).await?;
+                {
+                    let tally = subscriber.tally();
+                    outcome.1 = tally.execs + tally.exits;
+                    outcome.2 = tally.lost;
+                    self.seen.delays.extend(&tally.delays);
+                }
+                ensure!(
+                    (outcome.1, outcome.2) == (2 * ops, 0),
+                    "{} events arrived and {} were lost, expected {} and none",
+                    outcome.1,
+                    outcome.2,
+                    2 * ops
+                );
+                drop(subscriber);
+                agent.stop().await?;
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+fn print_rows(rows: &[Row], ops: u32) {
+    println!("\n| condition | µs per exec, median | ratio, median | p25–p75 | shown of | lost |");
+    println!("|---|---|---|---|---|---|");
+    for Row {
+        condition,
+        samples,
+        given_up,
+    } in rows
+    {
+        let name = condition.name();
+        if let Some(reason) = given_up {
+            println!("| {name} | not run: {reason} | | | | |");
+            continue;
+        }
+        let ratios: Vec<f64> = samples.iter().map(|sample| sample.ratio).collect();
+        let times: Vec<f64> = samples.iter().map(|sample| sample.ns / 1e3).collect();
+        let (delivered, lost) = samples.iter().fold((0, 0), |(delivered, lost), sample| {
+            (delivered + sample.delivered, lost + sample.lost)
+        });
+        let executed = u64::from(ops) * samples.len() as u64;
+        let (shown, lost) = match condition {
+            Condition::Nobody | Condition::Idle | Condition::AnotherPod => Default::default(),
+            Condition::Watched => (format!("{delivered} of {}", 2 * executed), lost.to_string()),
+            Condition::Peer(_) => (format!("{delivered} of {executed}"), lost.to_string()),
+        };
+        println!(
+            "| {name} | {:.0} | {:.3} | {:.3}–{:.3} | {shown} | {lost} |",
+            quantile(&times, 0.5),
+            quantile(&ratios, 0.5),
+            quantile(&ratios, 0.25),
+            quantile(&ratios, 0.75),
+        );
+    }
+}
+
+/// Measures an agent that has nothing to do.
+async fn idle(pods: &Path) -> anyhow::Result<()> {
+    let mut agent = Agent::start(pods)?;
+    drop(agent.client().await?);
+    println!(
+        "\n| agent, {} s each | CPU, % of one | RSS, MiB | of it anonymous | peak |",
+        IDLE.as_secs()
+    );
+    println!("|---|---|---|---|---|");
+    // The work of the start is not idling.
+    sleep(Duration::from_secs(2)).await;
+    print_cost("nobody subscribed", &agent.cost(IDLE).await?);
+    let subscriber = agent.subscribe(cgroups::OTHER).await?;
+    sleep(Duration::from_secs(1)).await;
+    print_cost("one quiet subscriber", &agent.cost(IDLE).await?);
+    println!("| target | 0.05 | 25 | | 1.5 × |");
+    drop(subscriber);
+    agent.stop().await
+}
+
+fn print_cost(name: &str, cost: &agent::Cost) {
+    let agent::Cost {
+        cpu_percent,
+        rss,
+        anonymous,
+        peak,
+    } = cost;
+    println!("| {name} | {cpu_percent:.3} | {rss:.1} | {anonymous:.1} | {peak:.1} |");
+}
+
+/// Sends a signal to a process of ours that was not waited for yet.
+fn signal(child: &Child, number: libc::c_int) {
+    if let Some(pid) = child.id() {
+        // SAFETY: has no preconditions. The process is our child, so that its id is not another's.
+        unsafe { libc::kill(pid as libc::pid_t, number) };
+    }
+}

@@ -1,0 +1,116 @@
+//! What is measured: fork, exec and exit of a tiny static program, over and over, in a process of its own.
+
+use std::{
+    io::{self, BufRead as _, Write as _},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Instant,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+};
+
+use crate::support;
+
+/// The tools under test have CPU 0; what they slow down has this one.
+const CPU: usize = 1;
+
+/// Name of the program that is executed.
+pub(crate) const PROGRAM: &str = "dinle-noop";
+
+/// More arguments, so that they are 60 bytes or so: a service's usual.
+const ARGS: [&str; 2] = ["--config=/etc/service/config.yaml", "--port=8080"];
+
+/// First argument of the mode of this binary that runs the workload.
+pub(crate) const MODE: &str = "workload";
+
+/// Compiles the program that does nothing.
+pub(crate) fn compile(directory: &Path) -> anyhow::Result<PathBuf> {
+    let (source, program) = (directory.join("noop.c"), directory.join(PROGRAM));
+    std::fs::write(&source, "int main(void) { return 0; }\n")?;
+    let status = std::process::Command::new("cc")
+        .args(["-O2", "-static", "-o"])
+        .args([&program, &source])
+        .status()
+        .context(
+            "cc, the C compiler, does not run; on Debian run `apt-get install gcc libc6-dev`",
+        )?;
+    ensure!(
+        status.success(),
+        "cc cannot link a static program ({status}); on Debian run `apt-get install libc6-dev`"
+    );
+    Ok(program)
+}
+
+/// The workload's own half: for each line `<marker> <count>`, executes the program that often and says how many nanoseconds
+/// that took.
+pub(crate) fn serve(program: &str) -> anyhow::Result<()> {
+    support::pin(CPU)?;
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let (marker, count) = line.split_once(' ').context("`<marker> <count>`")?;
+        let count: u32 = count.parse()?;
+        // The standard library uses posix_spawn here, which uses vfork: what is measured is mostly exec and exit.
+        let mut command = std::process::Command::new(program);
+        command.arg(marker).args(ARGS);
+        let begin = Instant::now();
+        for _ in 0..count {
+            ensure!(command.status()?.success(), "{program} failed");
+        }
+        println!("{}", begin.elapsed().as_nanos());
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+/// The process that runs the workload. It ends when this is dropped.
+pub(crate) struct Workload {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: Lines<BufReader<ChildStdout>>,
+}
+
+impl Workload {
+    /// Starts it in a cgroup.
+    pub(crate) fn start(program: &Path, cgroup: &Path) -> anyhow::Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg(MODE)
+            .arg(program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("the workload's process")?;
+        let (Some(pid), Some(stdin), Some(stdout)) =
+            (child.id(), child.stdin.take(), child.stdout.take())
+        else {
+            bail!("the workload's process ended at once");
+        };
+        let procs = cgroup.join("cgroup.procs");
+        std::fs::write(&procs, pid.to_string())
+            .with_context(|| format!("{} cannot be written", procs.display()))?;
+        Ok(Self {
+            child,
+            stdin,
+            stdout: BufReader::new(stdout).lines(),
+        })
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Executes the program that often, with the marker as its first argument. Nanoseconds per execution.
+    pub(crate) async fn run(&mut self, marker: &str, count: u32) -> anyhow::Result<f64> {
+        self.stdin
+            .write_all(format!("{marker} {count}\n").as_bytes())
+            .await?;
+        let line = self.stdout.next_line().await?;
+        let ns: f64 = line.context("the workload's process ended")?.parse()?;
+        Ok(ns / f64::from(count))
+    }
+}
