@@ -132,24 +132,16 @@ class Pod:
     def start(self, *command: str, container: str | None = None, **options) -> subprocess.Popen:
         """Starts a command in a container; the first one if none is named. Its `execve` already happens inside."""
         directory = self.containers[container] if container else next(iter(self.containers.values()))
-        procs = os.open(directory / "cgroup.procs", os.O_WRONLY)
-        try:
-            # A session of its own: Ctrl-C is for whoever watches.
-            return subprocess.Popen(
-                command,
-                preexec_fn=lambda: os.write(procs, b"0"),
-                pass_fds=[procs],
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                **options,
-            )
-        finally:
-            os.close(procs)
+        # A shell of its own moves itself, and not a `preexec_fn`: forking a process with gRPC's threads can lose the child.
+        enter = ["/bin/sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec "$@"', directory]
+        # A session of its own: Ctrl-C is for whoever watches.
+        return subprocess.Popen([*enter, *command], start_new_session=True, stdin=subprocess.DEVNULL, **options)
 
     def run(self, *command: str, times: int = 1, container: str | None = None) -> None:
-        """Runs a command to its end, so many times."""
+        """Runs a command so many times, each to its end, which is a good one."""
         for _ in range(times):
-            self.start(*command, container=container).wait()
+            if status := self.start(*command, container=container).wait():
+                raise ChildProcessError(f"{command[0]} in {self.name} ended with {status}")
 
 
 class Agent:
