@@ -5,6 +5,7 @@ A pod here is what the agent sees of one: cgroup directories as a kubelet lays t
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -195,6 +196,13 @@ class Agent:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+
+    def streams(self) -> int:
+        """How many subscriptions are open, by the agent's metrics."""
+        found = re.search(r"^dinle_subscriptions (\d+)$", self.get("/metrics")[1], re.MULTILINE)
+        if not found:
+            raise ChildProcessError("the agent's metrics have no dinle_subscriptions")
+        return int(found[1])
 
     def ready(self) -> bool:
         if self.process.poll() is not None:
