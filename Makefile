@@ -44,7 +44,7 @@ check: ## look for what is wrong without running it: rustfmt, clippy, buf, shell
 	target/venv/bin/buf lint proto
 	target/venv/bin/buf format --diff --exit-code proto
 	shellcheck e2e/setup .ci/run
-	@if command -v cargo-deny >/dev/null; then \
+	@if cargo deny --version >/dev/null 2>&1; then \
 		echo cargo deny check bans licenses sources; cargo deny check bans licenses sources; \
 	else \
 		echo "skipped: cargo-deny is not installed (cargo install --locked cargo-deny)"; \
