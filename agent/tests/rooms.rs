@@ -150,13 +150,18 @@ fn unsafe_stays_in_the_kernel_room() {
 #[test]
 fn the_walls_are_seen() {
     assert!(names("use kube::Client;", "kube"));
-    assert!(names("    kernel::Nudge,", "kernel"));
+    assert!(names("let nudge: kernel::Nudge = x;", "kernel"));
     assert!(names("let x = crate::hub::Hub::new();", "hub"));
     assert!(names("use crate::{event, hub::Hub};", "event"));
     assert!(!names("// the kernel says so", "kernel"));
     assert!(!names("self.kernel.load()", "kernel"));
     assert!(!names("use subhub::Thing;", "hub"));
+    assert!(names("use crate::{filter::Kinds, kernel};", "kernel"));
     assert!(!names("use k8s_openapi::api::core;", "api"));
+    assert!(!names(
+        "use dinle_proto::v1::{self, event::Detail};",
+        "event"
+    ));
 }
 
 fn src() -> PathBuf {
@@ -189,28 +194,50 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Numbered lines without comments, up to the file's own tests.
+/// Numbered lines without comments, up to the file's own tests. A `use` that spans lines is one.
 fn code(file: &Path) -> Vec<(usize, String)> {
     let text = fs::read_to_string(file).expect("a source file");
-    let lines = text.lines().take_while(|line| *line != "#[cfg(test)]");
-    let code = lines.map(|line| line.split("//").next().unwrap_or_default().to_owned());
-    (1..).zip(code).collect()
+    let mut code: Vec<(usize, String)> = Vec::new();
+    let mut open = false;
+    for (number, line) in (1..).zip(text.lines()) {
+        if line == "#[cfg(test)]" {
+            break;
+        }
+        let line = line.split("//").next().unwrap_or_default();
+        match code.last_mut() {
+            Some((_, whole)) if open => whole.push_str(line.trim_start()),
+            _ => code.push((number, line.to_owned())),
+        }
+        open = code
+            .last()
+            .is_some_and(|(_, whole)| is_use(whole) && !whole.contains(';'));
+    }
+    code
 }
 
-/// Whether a line names a crate or room: `name::`, or the name alone in a `use`.
+fn is_use(line: &str) -> bool {
+    let line = line.trim_start();
+    line.starts_with("use ") || line.starts_with("pub use ")
+}
+
+/// Whether a line names a crate or room: `name::` at the beginning of a path, or the name in a `use` of what is ours.
 fn names(line: &str, name: &str) -> bool {
     let line = line.split("//").next().unwrap_or_default();
-    let is_word = |at: usize| {
+    let is_use = is_use(line);
+    let is_root = |at: usize| {
         let before = &line[..at];
+        if is_use && !before.trim_end().ends_with("use") {
+            // Inside of other crates things may be called like our rooms.
+            return before.contains("use crate::") && before.ends_with(['{', ' ', ',', ':']);
+        }
         if let Some(path) = before.strip_suffix("::") {
             return path.ends_with("crate");
         }
         !before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '.' || c == '"')
     };
-    let mut found = line.match_indices(name).filter(|&(at, _)| is_word(at));
-    let in_use = line.trim_start().starts_with("use ") || line.trim_start().starts_with("pub use ");
+    let mut found = line.match_indices(name).filter(|&(at, _)| is_root(at));
     found.any(|(at, _)| {
         let after = &line[at + name.len()..];
-        after.starts_with("::") || in_use && after.starts_with([',', '}', ';'])
+        after.starts_with("::") || is_use && after.starts_with([',', '}', ';'])
     })
 }
