@@ -11,13 +11,10 @@ pub(crate) fn pin(cpu: usize) -> io::Result<()> {
     // SAFETY: the set lives through the call, and its size is the one that is said.
     match unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } {
         0 => Ok(()),
-        _ => Err(io::Error::new(
-            io::ErrorKind::Other,
-            format!(
-                "this thread cannot be moved to CPU {cpu}: {}; two CPUs are needed, 0 and 1",
-                io::Error::last_os_error()
-            ),
-        )),
+        _ => Err(io::Error::other(format!(
+            "this thread cannot be moved to CPU {cpu}: {}; two CPUs are needed, 0 and 1",
+            io::Error::last_os_error()
+        ))),
     }
 }
 

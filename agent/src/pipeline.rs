@@ -166,6 +166,14 @@ impl Router {
         }
     }
 
+    /// Takes note of who listens and who runs now. For those who have no kernel to count losses in.
+    pub fn refresh(&mut self) {
+        if self.publisher.is_stale() {
+            self.listeners_changed();
+        }
+        self.workloads_changed();
+    }
+
     /// Takes note of who listens now. Returns the slots that nobody watched before.
     pub fn listeners_changed(&mut self) -> Vec<u32> {
         self.routes.clear();

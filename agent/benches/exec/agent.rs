@@ -201,7 +201,7 @@ impl Tally {
                 _ => {}
             },
             Some(Detail::Exit(_)) => self.exits += u64::from(self.pids.contains(&pid)),
-            None => {}
+            Some(Detail::Fork(_)) | None => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Frames as the kernel half writes them, and the pods that they come from.
 
 use dinle::workload::{Container, Index, Pod};
-use dinle_ebpf::{Exec, Exit, Header, Kind, Task};
+use dinle_ebpf::{Exec, Exit, Fork, Header, Kind, Task};
 use zerocopy::IntoBytes as _;
 
 /// Pods that run something, each with one container.
@@ -66,6 +66,7 @@ pub(crate) fn frames(kind: Kind) -> Vec<Vec<u8>> {
             let body = match kind {
                 Kind::Exec => exec(number),
                 Kind::Exit => exit(number),
+                Kind::Fork => fork(number),
             };
             [header.as_bytes(), &body].concat()
         })
@@ -75,7 +76,7 @@ pub(crate) fn frames(kind: Kind) -> Vec<Vec<u8>> {
 fn exec(number: u64) -> Vec<u8> {
     let (filename, args, cwd) = (
         b"/usr/bin/curl",
-        b"curl\0--silent\0--max-time\05\0http://payments.shop:8080/healthz\0",
+        b"curl\0--silent\0--max-time\x005\0http://payments.shop:8080/healthz\0",
         b"checkout\0srv\0",
     );
     let exec = Exec {
@@ -88,6 +89,16 @@ fn exec(number: u64) -> Vec<u8> {
         reserved: 0,
     };
     [exec.as_bytes(), filename, args, cwd].concat()
+}
+
+fn fork(number: u64) -> Vec<u8> {
+    let fork = Fork {
+        task: task(number),
+        child_start_boot_ns: BOOTED_FOR_NS + number * 1000,
+        child_pid: 1000 + number as u32,
+        child_pod_pid: 10,
+    };
+    fork.as_bytes().to_vec()
 }
 
 fn exit(number: u64) -> Vec<u8> {
