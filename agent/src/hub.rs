@@ -5,11 +5,13 @@
 
 mod books;
 mod demand;
+mod ids;
 mod publisher;
 mod subscription;
 
 pub use books::{Stage, Totals};
 pub use demand::{Demand, Want};
+pub use ids::IdMap;
 pub use publisher::{Command, Publisher, encode_name};
 pub use subscription::Subscription;
 

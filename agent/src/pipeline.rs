@@ -2,7 +2,7 @@
 //! for all events; it waits for nothing but the kernel.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::hash_map::Entry,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,7 +15,7 @@ use dinle_proto::v1;
 
 use crate::{
     event::{self, Clock, Envelope},
-    hub::{Command, Publisher, Stage, encode_name},
+    hub::{Command, IdMap, Publisher, Stage, encode_name},
     kernel::{CgroupEvent, Counters, Reader, Ring, boot_unix_ns},
     workload::Index,
 };
@@ -136,7 +136,7 @@ pub struct Router {
     stats: Arc<Stats>,
     clock: Clock,
     epoch: u64,
-    routes: HashMap<u64, Route>,
+    routes: IdMap<Route>,
 }
 
 /// What is decided once for a cgroup, until workloads or listeners change.
@@ -162,7 +162,7 @@ impl Router {
             stats,
             clock,
             epoch,
-            routes: HashMap::new(),
+            routes: IdMap::default(),
         }
     }
 

@@ -3,7 +3,7 @@
 use dinle_ebpf::{Exec, Exit, Fork, Task};
 use dinle_proto::v1::{self, event::Detail};
 
-use super::{Clock, DecodeError, parts, read, text};
+use super::{Clock, DecodeError, parts, read, text, utf8};
 
 pub(super) fn exec(body: &[u8]) -> Result<(Task, v1::Kind, Detail), DecodeError> {
     let (exec, tail) = read::<Exec>(body)?;
@@ -95,11 +95,7 @@ pub(super) fn process(task: &Task, clock: Clock) -> v1::Process {
         gid: *gid,
         start_boot_ns: *start_boot_ns,
         start_time: Some(clock.at(*start_boot_ns)),
-        ancestors: ancestors
-            .iter()
-            .take(*ancestors_len as usize)
-            .copied()
-            .collect(),
+        ancestors: ancestors[..ancestors.len().min(*ancestors_len as usize)].to_vec(),
     }
 }
 
@@ -109,10 +105,9 @@ fn arguments(bytes: &[u8]) -> Vec<String> {
     if bytes.is_empty() {
         return Vec::new();
     }
-    whole
-        .split(|&byte| byte == 0)
-        .map(|arg| String::from_utf8_lossy(arg).into_owned())
-        .collect()
+    let mut args = Vec::with_capacity(1 + whole.iter().filter(|&&byte| byte == 0).count());
+    args.extend(whole.split(|&byte| byte == 0).map(utf8));
+    args
 }
 
 /// Components come innermost first, each with a NUL.

@@ -75,8 +75,8 @@ impl Books {
         &self.0[kind as usize % KINDS]
     }
 
-    pub(super) fn matched(&self, kind: v1::Kind) {
-        self.page(kind).matched.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn matched(&self, kind: v1::Kind, count: u64) {
+        self.page(kind).matched.fetch_add(count, Ordering::Relaxed);
     }
 
     pub(super) fn delivered(&self, kind: v1::Kind, count: u64) {

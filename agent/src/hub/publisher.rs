@@ -1,16 +1,13 @@
 //! The reader's half: matches events, encodes each once, and pushes them in batches. Never waits for anyone.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, mpsc},
-};
+use std::sync::{Arc, mpsc};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use dinle_proto::v1::{self, EndReason};
 use prost::{Message as _, encoding};
 use tokio::sync::oneshot;
 
-use super::{Board, Hub, Item, KINDS, Listener, Stage};
+use super::{Board, Hub, Item, KINDS, LISTENERS_MAX, Listener, Stage, ids::IdMap};
 use crate::filter::Family;
 
 /// A batch is sent when it is this large: far below the 4 MiB that gRPC clients accept, and large enough that a message's cost
@@ -33,7 +30,8 @@ pub enum Command {
 pub struct Publisher {
     hub: Hub,
     board: Arc<Board>,
-    voices: HashMap<u64, Voice>,
+    /// At the number of their bit.
+    voices: [Option<Box<Voice>>; LISTENERS_MAX],
     commands: mpsc::Receiver<Command>,
     /// Streams that have got all that they asked for.
     finished: Vec<u64>,
@@ -41,7 +39,7 @@ pub struct Publisher {
     encoded: Vec<u8>,
 }
 
-/// What the reader keeps of one listener, under its bit.
+/// What the reader keeps of one listener.
 struct Voice {
     listener: Arc<Listener>,
     batch: Batch,
@@ -50,7 +48,7 @@ struct Voice {
     remaining: Option<u64>,
     family: Family,
     /// Workloads that the stream's events named, as it knows them.
-    known: HashMap<u64, Arc<v1::Workload>>,
+    known: IdMap<Arc<v1::Workload>>,
     done: bool,
 }
 
@@ -62,9 +60,12 @@ struct Batch {
 }
 
 impl Batch {
-    fn new() -> Self {
+    /// An empty one with room for so many bytes.
+    fn new(room: usize) -> Self {
+        let mut bytes = BytesMut::with_capacity(HEAD + room);
+        bytes.put_bytes(0, HEAD);
         Self {
-            bytes: BytesMut::zeroed(HEAD),
+            bytes,
             first_sequence: 0,
             counts: [0; KINDS],
             events: 0,
@@ -78,7 +79,7 @@ impl Publisher {
         Self {
             hub,
             board,
-            voices: HashMap::new(),
+            voices: [const { None }; LISTENERS_MAX],
             commands,
             finished: Vec::new(),
             encoded: Vec::new(),
@@ -96,21 +97,22 @@ impl Publisher {
         self.flush();
         let before = std::mem::replace(&mut self.board, self.hub.board());
         let Self { board, voices, .. } = self;
-        let mut old = std::mem::take(voices);
+        let mut old = std::mem::replace(voices, [const { None }; LISTENERS_MAX]);
         for (bit, listener) in board.listeners() {
-            let voice = match old.remove(&bit) {
+            let place = bit.trailing_zeros() as usize;
+            let voice = match old[place].take() {
                 Some(voice) if voice.listener.id == listener.id => voice,
-                _ => Voice {
+                _ => Box::new(Voice {
                     listener: listener.clone(),
-                    batch: Batch::new(),
+                    batch: Batch::new(0),
                     next_sequence: 1,
                     remaining: listener.request.max_events,
                     family: Family::default(),
-                    known: HashMap::new(),
+                    known: IdMap::default(),
                     done: false,
-                },
+                }),
             };
-            voices.insert(bit, voice);
+            voices[place] = Some(voice);
         }
         let begun = |slot: &u32| before.slots.listeners(*slot) == 0;
         board.slots.watched().filter(begun).collect()
@@ -156,9 +158,9 @@ impl Publisher {
         encoded.clear();
         let mut left = targets;
         while left != 0 {
-            let bit = left & left.wrapping_neg();
-            left ^= bit;
-            let Some(voice) = voices.get_mut(&bit) else {
+            let place = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let Some(voice) = &mut voices[place] else {
                 continue;
             };
             let request = &voice.listener.request;
@@ -170,8 +172,8 @@ impl Publisher {
                 continue;
             }
             if encoded.is_empty() {
-                // A vector grows: encoding into it cannot fail.
-                _ = event.encode(encoded);
+                // A vector grows: whether it has room is no question.
+                event.encode_raw(encoded);
             }
             voice.push(kind, workload, encoded, name, hub);
             if voice.done {
@@ -183,7 +185,10 @@ impl Publisher {
     /// Sends off what has gathered.
     pub fn flush(&mut self) {
         let Self { voices, hub, .. } = self;
-        voices.values_mut().for_each(|voice| voice.flush(hub));
+        voices
+            .iter_mut()
+            .flatten()
+            .for_each(|voice| voice.flush(hub));
     }
 
     /// Counts events that were lost before anyone could match them, for those who watch their slot.
@@ -199,10 +204,10 @@ impl Publisher {
 
     /// Tells each stream what has become known of workloads that its events named.
     pub fn workloads_changed(&mut self, lookup: impl Fn(u64) -> Option<Arc<v1::Workload>>) {
-        for voice in self.voices.values_mut() {
+        for voice in self.voices.iter_mut().flatten() {
             let Voice {
                 known, listener, ..
-            } = voice;
+            } = &mut **voice;
             known.retain(|&cgroup_id, known| {
                 let Some(now) = lookup(cgroup_id) else {
                     // Gone and forgotten: its id is not used again.
@@ -232,7 +237,8 @@ impl Publisher {
     /// Sends a stream its end. What came before is in its queue.
     pub fn finish(&mut self, id: u64, reason: EndReason) {
         let Self { voices, hub, .. } = self;
-        if let Some(voice) = voices.values_mut().find(|voice| voice.listener.id == id) {
+        let mut voices = voices.iter_mut().flatten();
+        if let Some(voice) = voices.find(|voice| voice.listener.id == id) {
             voice.flush(hub);
             voice.done = true;
             voice.listener.queue.end(reason);
@@ -264,7 +270,6 @@ impl Voice {
             }
             workload.clone()
         });
-        listener.books.matched(kind);
         if batch.events == 0 {
             batch.first_sequence = *next_sequence;
         }
@@ -292,12 +297,14 @@ impl Voice {
         if self.batch.events == 0 {
             return;
         }
+        // The next one will be of about this size. Not more: what is small in the queue should be small in memory.
+        let room = self.batch.bytes.len() + self.batch.bytes.len() / 8;
         let Batch {
             bytes,
             first_sequence,
             counts,
             events,
-        } = std::mem::replace(&mut self.batch, Batch::new());
+        } = std::mem::replace(&mut self.batch, Batch::new(room));
         let Self {
             listener,
             remaining,
@@ -312,6 +319,9 @@ impl Voice {
             .map(|kind| (kind, u64::from(counts[kind as usize % KINDS])))
             .filter(|&(_, count)| count > 0)
             .collect();
+        for &(kind, count) in &counts {
+            listener.books.matched(kind, count);
+        }
         match listener
             .queue
             .push(with_head(bytes, first_sequence), counts)
