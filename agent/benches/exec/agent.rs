@@ -81,6 +81,16 @@ impl Agent {
             ..Default::default()
         };
         let mut client = self.client().await?;
+        // Its file of pods is read a moment after it listens.
+        while !client
+            .get_status(v1::GetStatusRequest {})
+            .await?
+            .into_inner()
+            .pod_source
+            .is_some_and(|source| source.synced)
+        {
+            sleep(Duration::from_millis(1)).await;
+        }
         let mut stream = client.subscribe(request).await?.into_inner();
         match stream.message().await?.and_then(|first| first.message) {
             Some(Message::Plan(plan)) if plan.workloads_total > 0 => {}

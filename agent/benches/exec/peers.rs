@@ -162,7 +162,7 @@ impl Running {
     fn complaint(&self) -> anyhow::Result<String> {
         let text = self.text()?;
         let said = |line: &&str| {
-            ["Unable", "failed", "not found", "cannot"]
+            ["Unable", "ERROR", "failed", "cannot"]
                 .iter()
                 .any(|word| line.contains(word))
         };

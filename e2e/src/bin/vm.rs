@@ -9,7 +9,7 @@ use dinle_e2e::vm::kernels::KERNELS;
 use dinle_e2e::vm::{self, Options};
 
 /// How long one machine may take, in seconds: about ten times what the tests need where there is no KVM.
-const LIMIT_SECONDS: u64 = 600;
+const LIMIT_SECONDS: u64 = 1200;
 
 /// Tests that run when none is named.
 const TESTS: [&str; 2] = ["vm_smoke", "kernel"];
@@ -25,7 +25,7 @@ Without one: 5.10, 6.12 and 7.x. Logs are in target/vm.
   --allow-missing    a kernel that cannot be had is no failure
   --refresh          look for newer kernels than the cache has
   --emulate          do not use KVM, as on a machine without it
-  --timeout SECONDS  how long one machine may take (600)
+  --timeout SECONDS  how long one machine may take (1200)
 
 Kernels are kept in ~/.cache/dinle/kernels; DINLE_KERNELS names another place.";
 

@@ -1,13 +1,14 @@
 //! What an EXIT event says, and that there is one for each process.
 
 use std::{
+    collections::HashSet,
     os::unix::process::ExitStatusExt as _,
     process::ExitStatus,
     time::{Duration, Instant},
 };
 
-use dinle_e2e::{act::act, agent::temporary};
-use dinle_proto::v1::Exit;
+use dinle_e2e::{act::act, agent::temporary, stream::Stream};
+use dinle_proto::v1::{Exit, Kind, LossStage};
 
 use crate::{Lab, assert_complete, run_some};
 
@@ -22,6 +23,26 @@ fn as_waited(status: ExitStatus) -> (u32, u32, bool) {
 
 fn as_told(exit: &Exit) -> (u32, u32, bool) {
     (exit.code, exit.signal, exit.core_dumped)
+}
+
+/// No process ended twice, and none is missing untold. Where tracepoints can be preempted (7.x), the kernel skips a program that
+/// already runs on the CPU, as it does when threads end at once. It counts what it skips, and the stream is told.
+fn assert_each_ended_once(stream: &mut Stream, processes: u64) {
+    let told = |stream: &Stream| {
+        let skipped = stream.told_lost(Kind::Exit, LossStage::KernelSkipped);
+        (stream.exits().count() as u64, skipped)
+    };
+    stream.until("each exit, or that it was skipped", |stream| {
+        let (ended, skipped) = told(stream);
+        ended + skipped >= processes
+    });
+    let (ended, skipped) = told(stream);
+    let pids: HashSet<u32> = stream.exits().map(|(_, process, _)| process.pid).collect();
+    assert_eq!(pids.len() as u64, ended, "each process once");
+    assert!(
+        ended == processes || ended < processes && skipped > 0,
+        "{ended} of {processes}"
+    );
 }
 
 #[test]
@@ -75,12 +96,11 @@ fn an_exit_says_how_long_the_process_lived() {
 fn a_process_of_many_threads_ends_once() {
     let lab = Lab::new();
     let mut stream = lab.listen();
-    let mut last = 0;
     for _ in 0..20 {
-        last = lab.app.succeed(act(["threads", "8"])).pid;
+        lab.app.succeed(act(["threads", "8"]));
     }
-    stream.through_exit(last);
-    assert_complete(&stream, 20);
+    run_some(&lab.app, 1);
+    assert_each_ended_once(&mut stream, 21);
 }
 
 #[test]
@@ -101,14 +121,11 @@ fn a_process_whose_threads_end_at_once_ends_once() {
     const PROCESSES: u64 = 200;
     let lab = Lab::new();
     let mut stream = lab.listen();
-    let mut last = 0;
     for _ in 0..PROCESSES {
         let ran = lab.app.run(act(["race", "5"]));
         assert_eq!(ran.status.code(), Some(5));
-        last = ran.pid;
     }
-    stream.through_exit(last);
-    assert_complete(&stream, PROCESSES);
+    assert_each_ended_once(&mut stream, PROCESSES);
     for (_, process, exit) in stream.exits() {
         assert_eq!(as_told(exit), (5, 0, false), "{process:?}");
     }
