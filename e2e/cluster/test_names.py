@@ -81,8 +81,12 @@ def test_each_exec_of_each_pod_is_named_from_the_first_one_on(kubectl, namespace
                 # It may be over before the API server knows its container's id.
                 continue
             listener = listeners[where[name]]
+            # By an update, or by an event where the API server was quicker than the container's first program.
             listener.wait(
-                lambda: any((update.pod, update.container) == (name, CONTAINER) for update in listener.updates),
+                lambda: any(
+                    (told.pod, told.container) == (name, CONTAINER)
+                    for told in (*listener.updates, *(event.workload for event in listener.events))
+                ),
                 SOON_SECONDS,
                 f"the name of {name}'s container",
             )
