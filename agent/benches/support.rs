@@ -18,6 +18,24 @@ pub(crate) fn pin(cpu: usize) -> io::Result<()> {
     }
 }
 
+/// Nanoseconds on a CPU of this process and of its children that were waited for.
+#[allow(dead_code, reason = "only one of the benchmarks has children")]
+pub(crate) fn cpu_of_process_and_children_ns() -> io::Result<i64> {
+    let mut sum = 0;
+    for who in [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN] {
+        // SAFETY: all zeros is a valid value.
+        let mut usage: libc::rusage = unsafe { mem::zeroed() };
+        // SAFETY: the struct lives through the call.
+        if unsafe { libc::getrusage(who, &raw mut usage) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for time in [usage.ru_utime, usage.ru_stime] {
+            sum += time.tv_sec * 1_000_000_000 + time.tv_usec * 1000;
+        }
+    }
+    Ok(sum)
+}
+
 /// A number from the environment, or the default.
 pub(crate) fn knob<T: FromStr>(name: &str, default: T) -> T {
     match env::var(name).map(|text| text.parse()) {

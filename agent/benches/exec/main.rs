@@ -2,7 +2,8 @@
 //! costs while nothing happens.
 //!
 //! Rounds alternate between all conditions. Each measurement has one of nothing directly before and after it, and is told as a
-//! ratio to them: absolute times are worth nothing on a machine that is shared. Needs root and two CPUs.
+//! ratio to them: absolute times are worth nothing on a machine that is shared. Time on the CPU tells what a tool adds to the
+//! program that it watches; the clock tells what waiting for the tool adds too. Needs root and two CPUs.
 //!
 //! | variable | meaning |
 //! |---|---|
@@ -29,7 +30,7 @@ use agent::{Agent, Tally};
 use cgroups::Cgroups;
 use peers::{PEERS, Peer};
 use support::{knob, quantile};
-use workload::Workload;
+use workload::{Time, Workload};
 
 /// First argument of executions that are counted.
 const MEASURED: &str = "dinle-measured";
@@ -71,8 +72,10 @@ impl Condition {
 
 /// One measurement.
 struct Sample {
-    ns: f64,
-    ratio: f64,
+    time: Time,
+    /// To the same without the tool.
+    cpu_ratio: f64,
+    wall_ratio: f64,
     /// Executions, and exits where they are shown too.
     delivered: u64,
     lost: u64,
@@ -189,32 +192,34 @@ impl Bench<'_> {
     /// Nothing, the condition, nothing.
     async fn sample(&mut self, condition: Condition) -> anyhow::Result<Sample> {
         let before = self.measure(BASELINE).await?;
-        let (ns, delivered, lost) = self.watch(condition).await?;
+        let (time, delivered, lost) = self.watch(condition).await?;
         let after = self.measure(BASELINE).await?;
+        let ratio = |of: fn(&Time) -> f64| of(&time) / ((of(&before) + of(&after)) / 2.0);
         Ok(Sample {
-            ns,
-            ratio: ns / ((before + after) / 2.0),
+            time,
+            cpu_ratio: ratio(|time| time.cpu_ns),
+            wall_ratio: ratio(|time| time.wall_ns),
             delivered,
             lost,
         })
     }
 
-    async fn measure(&mut self, marker: &str) -> anyhow::Result<f64> {
+    async fn measure(&mut self, marker: &str) -> anyhow::Result<Time> {
         self.workload.run(BASELINE, CACHE_OPS).await?;
         self.workload.run(marker, self.ops).await
     }
 
-    /// Nanoseconds per execution, and what was shown and lost of them.
-    async fn watch(&mut self, condition: Condition) -> anyhow::Result<(f64, u64, u64)> {
+    /// What an execution takes, and what was shown and lost of all.
+    async fn watch(&mut self, condition: Condition) -> anyhow::Result<(Time, u64, u64)> {
         let ops = u64::from(self.ops);
         if let Condition::Peer(peer) = condition {
             let running = peer.start(&mut self.workload, self.directory).await?;
-            let ns = self.measure(MEASURED).await?;
+            let time = self.measure(MEASURED).await?;
             let shown = running.stop().await?;
-            return Ok((ns, shown, ops.saturating_sub(shown)));
+            return Ok((time, shown, ops.saturating_sub(shown)));
         }
         let pods = self.directory.join("pods.json");
-        let mut outcome = (0.0, 0, 0);
+        let mut outcome = (Time::default(), 0, 0);
         match condition {
             Condition::Nobody | Condition::Peer(_) => outcome.0 = self.measure(MEASURED).await?,
             Condition::Idle => {
@@ -268,8 +273,10 @@ impl Bench<'_> {
 }
 
 fn print_rows(rows: &[Row], ops: u32) {
-    println!("\n| condition | µs per exec, median | ratio, median | p25–p75 | shown of | lost |");
-    println!("|---|---|---|---|---|---|");
+    println!(
+        "\n| condition | CPU µs per exec | CPU ratio | p25–p75 | wall-clock ratio | p25–p75 | shown of | lost |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
     for Row {
         condition,
         samples,
@@ -278,11 +285,13 @@ fn print_rows(rows: &[Row], ops: u32) {
     {
         let name = condition.name();
         if let Some(reason) = given_up {
-            println!("| {name} | not run: {reason} | | | | |");
+            println!("| {name} | not run: {reason} | | | | | | |");
             continue;
         }
-        let ratios: Vec<f64> = samples.iter().map(|sample| sample.ratio).collect();
-        let times: Vec<f64> = samples.iter().map(|sample| sample.ns / 1e3).collect();
+        let all = |of: fn(&Sample) -> f64| samples.iter().map(of).collect::<Vec<f64>>();
+        let cpu = all(|sample| sample.cpu_ratio);
+        let wall = all(|sample| sample.wall_ratio);
+        let time = all(|sample| sample.time.cpu_ns / 1e3);
         let (delivered, lost) = samples.iter().fold((0, 0), |(delivered, lost), sample| {
             (delivered + sample.delivered, lost + sample.lost)
         });
@@ -293,11 +302,14 @@ fn print_rows(rows: &[Row], ops: u32) {
             Condition::Peer(_) => (format!("{delivered} of {executed}"), lost.to_string()),
         };
         println!(
-            "| {name} | {:.0} | {:.3} | {:.3}–{:.3} | {shown} | {lost} |",
-            quantile(&times, 0.5),
-            quantile(&ratios, 0.5),
-            quantile(&ratios, 0.25),
-            quantile(&ratios, 0.75),
+            "| {name} | {:.0} | {:.3} | {:.3}–{:.3} | {:.3} | {:.3}–{:.3} | {shown} | {lost} |",
+            quantile(&time, 0.5),
+            quantile(&cpu, 0.5),
+            quantile(&cpu, 0.25),
+            quantile(&cpu, 0.75),
+            quantile(&wall, 0.5),
+            quantile(&wall, 0.25),
+            quantile(&wall, 0.75),
         );
     }
 }

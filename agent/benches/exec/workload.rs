@@ -46,7 +46,7 @@ pub(crate) fn compile(directory: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// The workload's own half: for each line `<marker> <count>`, executes the program that often and says how many nanoseconds
-/// that took.
+/// that took, by the clock and on the CPU.
 pub(crate) fn serve(program: &str) -> anyhow::Result<()> {
     support::pin(CPU)?;
     for line in io::stdin().lock().lines() {
@@ -56,14 +56,24 @@ pub(crate) fn serve(program: &str) -> anyhow::Result<()> {
         // The standard library uses posix_spawn here, which uses vfork: what is measured is mostly exec and exit.
         let mut command = std::process::Command::new(program);
         command.arg(marker).args(ARGS);
-        let begin = Instant::now();
+        let (begin, cpu) = (Instant::now(), support::cpu_of_process_and_children_ns()?);
         for _ in 0..count {
             ensure!(command.status()?.success(), "{program} failed");
         }
-        println!("{}", begin.elapsed().as_nanos());
+        let cpu = support::cpu_of_process_and_children_ns()? - cpu;
+        println!("{} {cpu}", begin.elapsed().as_nanos());
         io::stdout().flush()?;
     }
     Ok(())
+}
+
+/// What one execution takes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Time {
+    /// By the clock: what else runs on the machine counts too.
+    pub(crate) wall_ns: f64,
+    /// On the CPU, of the process and its children.
+    pub(crate) cpu_ns: f64,
 }
 
 /// The process that runs the workload. It ends when this is dropped.
@@ -104,13 +114,18 @@ impl Workload {
         self.child.id()
     }
 
-    /// Executes the program that often, with the marker as its first argument. Nanoseconds per execution.
-    pub(crate) async fn run(&mut self, marker: &str, count: u32) -> anyhow::Result<f64> {
+    /// Executes the program that often, with the marker as its first argument.
+    pub(crate) async fn run(&mut self, marker: &str, count: u32) -> anyhow::Result<Time> {
         self.stdin
             .write_all(format!("{marker} {count}\n").as_bytes())
             .await?;
         let line = self.stdout.next_line().await?;
-        let ns: f64 = line.context("the workload's process ended")?.parse()?;
-        Ok(ns / f64::from(count))
+        let line = line.context("the workload's process ended")?;
+        let (wall, cpu) = line.split_once(' ').context("two numbers")?;
+        let each = |ns: &str| Ok::<_, anyhow::Error>(ns.parse::<f64>()? / f64::from(count));
+        Ok(Time {
+            wall_ns: each(wall)?,
+            cpu_ns: each(cpu)?,
+        })
     }
 }
