@@ -107,6 +107,7 @@ impl Reader {
             events: duplicate(&events)?,
             cgroups: duplicate(&cgroups)?,
             wake,
+            asked: 0,
             nudge: Nudge::new().map_err(LoadError::Nudge)?,
         };
         Ok(Self {
@@ -140,6 +141,8 @@ pub struct Sleeper {
     events: OwnedFd,
     cgroups: OwnedFd,
     wake: Array<MapData, u32>,
+    /// Waits since the kernel half was asked to wake; 0: it is not asked.
+    asked: u32,
     nudge: Nudge,
 }
 
@@ -148,19 +151,37 @@ impl Sleeper {
     pub const BUSY: Duration = Duration::from_millis(2);
     /// A record whose writer read the request to wake just before it was made wakes nobody. This bounds its delay: first…
     pub const FIRST: Duration = Duration::from_millis(1);
-    /// …and, should that writer have been interrupted for longer than that, at last.
-    pub const IDLE: Duration = Duration::from_millis(100);
+    /// …should that writer have been interrupted for longer than that, next…
+    pub const SECOND: Duration = Duration::from_millis(100);
+    /// …and at last. Records that come later wake the reader; it looks at losses as often as this anyway.
+    pub const IDLE: Duration = Duration::from_secs(1);
 
     /// Waits for as long as makes sense after a look that found records (`busy`) or none.
     pub fn wait(&mut self, busy: bool) -> Result<(), MapError> {
         if busy {
+            self.ask_no_more()?;
             self.poll(&[self.cgroups.as_fd(), self.nudge.fd()], Self::BUSY);
             return Ok(());
         }
-        self.wake.set(0, 1u32, 0)?;
+        let timeout = match self.asked {
+            0 => {
+                self.wake.set(0, 1u32, 0)?;
+                Self::FIRST
+            }
+            1 => Self::SECOND,
+            _ => Self::IDLE,
+        };
+        self.asked = self.asked.saturating_add(1);
         let fds = [self.events.as_fd(), self.cgroups.as_fd(), self.nudge.fd()];
-        if !self.poll(&fds, Self::FIRST) {
-            self.poll(&fds, Self::IDLE);
+        if self.poll(&fds, timeout) {
+            self.ask_no_more()?;
+        }
+        Ok(())
+    }
+
+    fn ask_no_more(&mut self) -> Result<(), MapError> {
+        if std::mem::take(&mut self.asked) == 0 {
+            return Ok(());
         }
         self.wake.set(0, 0u32, 0)
     }
