@@ -37,7 +37,7 @@ use dinle::{
 use dinle_ebpf::Kind;
 use dinle_proto::{server::observer_server::ObserverServer, v1};
 use tokio::{net::TcpListener, runtime::Runtime};
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 
 use support::{knob, pin, quantile};
 
@@ -335,10 +335,10 @@ async fn serve(
     };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     started.send(listener.local_addr()?)?;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .add_service(ObserverServer::new(api))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+        .serve_with_incoming_shutdown(incoming, async {
             // A sender that is gone means the same.
             _ = stopped.await;
         })
