@@ -33,7 +33,7 @@ use crate::{
     workload::Index,
 };
 
-/// A reader that made no round for so long is stuck: it looks at least every 100 ms.
+/// A reader that made no round for so long is stuck: it looks at least every second.
 const STUCK: Duration = Duration::from_secs(10);
 
 /// What is shown.
