@@ -29,7 +29,14 @@ const PATIENCE: &str = "5";
 /// The tests of the agent, and those of them that show what a kernel's version can change: where things lie in its structs, and
 /// what its verifier takes. The others test what is the same everywhere, and an emulated machine is slow.
 const KERNEL: &str = "kernel";
-const DEPENDS_ON_THE_KERNEL: [&str; 3] = ["exec::", "exit::an_exit", "flags::a_check"];
+const DEPENDS_ON_THE_KERNEL: [&str; 6] = [
+    "exec::",
+    "exit::",
+    "fork::",
+    "scope::",
+    "flags::a_check",
+    "loss::a_ring",
+];
 
 /// What a shell says of a program that cannot be run, and of one that a signal ended.
 const CANNOT_RUN: i32 = 127;
