@@ -79,6 +79,8 @@ pub struct HookStatus {
     pub chosen: Option<Way>,
     /// It is attached now.
     pub attached: bool,
+    /// Why it could not be attached the last time it was wanted, although it loads.
+    pub failure: Option<String>,
     /// How often the kernel skipped the program because it already ran on that CPU (since 5.12).
     pub skipped: u64,
 }
@@ -86,21 +88,18 @@ pub struct HookStatus {
 impl HookStatus {
     /// Why no way works: each way's reason.
     pub fn reason(&self) -> Option<String> {
-        if self.chosen.is_some() {
-            return None;
-        }
-        let reasons = self.ways.iter().filter_map(|status| {
-            let WayStatus { way, verified, .. } = status;
-            verified
-                .as_ref()
-                .err()
-                .map(|reason| format!("{way}: {reason}"))
-        });
-        Some(format!(
-            "{} cannot be attached ({})",
-            self.hook,
-            reasons.collect::<Vec<_>>().join("; ")
-        ))
+        let reasons = match (&self.failure, self.chosen) {
+            (Some(failure), _) => failure.clone(),
+            (None, Some(_)) => return None,
+            (None, None) => {
+                let refused = self.ways.iter().filter_map(|status| {
+                    let reason = status.verified.as_ref().err()?;
+                    Some(format!("{}: {reason}", status.way))
+                });
+                refused.collect::<Vec<_>>().join("; ")
+            }
+        };
+        Some(format!("{} cannot be attached ({reasons})", self.hook))
     }
 }
 
@@ -148,6 +147,7 @@ impl Programs {
                     ways: Vec::new(),
                     chosen: None,
                     attached: false,
+                    failure: None,
                     skipped: 0,
                 },
                 link: None,
@@ -172,7 +172,7 @@ impl Programs {
         Self { hooks, ebpf }
     }
 
-    /// Attaches a hook, if it is not attached yet.
+    /// Attaches a hook, if it is not attached yet: by the first way that loads and attaches. Can be tried again after a failure.
     pub fn attach(&mut self, hook: &str) -> Result<(), String> {
         let Self { hooks, ebpf } = self;
         let Some(Hook { status, link }) = hooks.get_mut(hook) else {
@@ -181,22 +181,40 @@ impl Programs {
         if link.is_some() {
             return Ok(());
         }
-        let chosen = status
-            .ways
-            .iter()
-            .find(|way| Some(way.way) == status.chosen);
-        let Some(WayStatus { program, .. }) = chosen else {
-            return Err(status.reason().unwrap_or_default());
-        };
-        let program = ebpf
-            .program_mut(program)
-            .ok_or_else(|| format!("the object has no program {program}"))?;
-        *link = Some(
-            attach(program, hook)
-                .map_err(|error| format!("{hook} cannot be attached: {}", reason(&error)))?,
-        );
-        status.attached = true;
-        Ok(())
+        let mut failures = Vec::new();
+        for WayStatus {
+            way,
+            program,
+            verified,
+        } in &status.ways
+        {
+            if verified.is_err() {
+                continue;
+            }
+            let attached = ebpf
+                .program_mut(program)
+                .ok_or_else(|| format!("the object has no program {program}"))
+                .and_then(|program| {
+                    // Only the first way is kept loaded.
+                    if status.chosen != Some(*way) {
+                        let btf = Btf::from_sys_fs().map_err(|error| error.to_string())?;
+                        load(program, hook, &btf, true)?;
+                    }
+                    attach(program, hook).map_err(|error| reason(&error))
+                });
+            match attached {
+                Ok(attached) => {
+                    *link = Some(attached);
+                    (status.chosen, status.attached, status.failure) = (Some(*way), true, None);
+                    return Ok(());
+                }
+                Err(reason) => failures.push(format!("{way}: {reason}")),
+            }
+        }
+        if !failures.is_empty() {
+            status.failure = Some(failures.join("; "));
+        }
+        Err(status.reason().unwrap_or_default())
     }
 
     /// Detaches a hook. What was counted as skipped stays.
@@ -320,4 +338,45 @@ fn recursion_misses(program: &Program) -> Option<u64> {
         )
     };
     (result == 0 && attr.len as usize == size_of_val(&info)).then_some(info[RECURSION_MISSES])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hook(ways: [Result<u32, String>; 2]) -> HookStatus {
+        let ways = Way::ALL.iter().zip(ways).map(|(&way, verified)| WayStatus {
+            way,
+            program: format!("{way}__h"),
+            verified,
+        });
+        HookStatus {
+            hook: "h".into(),
+            ways: ways.collect(),
+            chosen: None,
+            attached: false,
+            failure: None,
+            skipped: 0,
+        }
+    }
+
+    #[test]
+    fn a_hook_that_cannot_be_attached_says_why_of_each_way() {
+        let refused = hook([Err("no BTF".into()), Err("no such thing".into())]);
+        let reason = refused.reason().expect("a reason");
+        assert_eq!(
+            reason,
+            "h cannot be attached (tp_btf: no BTF; raw_tracepoint: no such thing)"
+        );
+    }
+
+    #[test]
+    fn what_loads_but_does_not_attach_is_not_available() {
+        let mut loaded = hook([Ok(1), Ok(1)]);
+        loaded.chosen = Some(Way::TpBtf);
+        assert_eq!(loaded.reason(), None);
+        loaded.failure = Some("tp_btf: too many open files".into());
+        let reason = loaded.reason().expect("a reason");
+        assert_eq!(reason, "h cannot be attached (tp_btf: too many open files)");
+    }
 }
