@@ -57,6 +57,7 @@ impl Api {
     fn plan(&self, request: &filter::Request, stream_id: u64) -> v1::Plan {
         let Self {
             facts,
+            hub,
             index,
             state,
             ..
@@ -103,7 +104,13 @@ impl Api {
             let name = v1::Kind::try_from(*kind).unwrap_or_default().as_str_name();
             notes.push(format!("{name}: unavailable: {reason}"));
         }
-        notes.extend(node.trouble.clone());
+        notes.extend(hub.notes());
+        if request.selector.names_containers() {
+            notes.push(
+                "events of a container whose name is not known yet do not match: its first ones come before the API server tells its name"
+                    .into(),
+            );
+        }
         v1::Plan {
             node: facts.node.clone(),
             boot_id: facts.boot_id.clone(),

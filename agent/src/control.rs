@@ -35,8 +35,6 @@ pub struct Node {
     pub programs: Vec<v1::Program>,
     /// Cgroups that the kernel reports on.
     pub watched: usize,
-    /// What is wrong with the scope, if anything.
-    pub trouble: Option<String>,
 }
 
 /// The controller. Dropping it takes everything out of the kernel.
@@ -89,6 +87,7 @@ impl Control {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lingering: HashMap<&'static str, Instant> = HashMap::new();
         let mut skipped: HashMap<String, u64> = HashMap::new();
+        let mut scope_full = 0;
         loop {
             tokio::select! {
                 asked = self.settle.recv() => {
@@ -115,6 +114,11 @@ impl Control {
                     self.index.expire(Instant::now());
                     if self.stats.rescan.swap(false, Ordering::Relaxed) {
                         self.rescan();
+                    }
+                    // Cgroups that found no room may find some now, and streams are told.
+                    let missed = self.stats.scope_full.load(Ordering::Relaxed);
+                    if std::mem::replace(&mut scope_full, missed) != missed {
+                        self.reconcile(&mut lingering).await;
                     }
                     self.tell_skipped(&mut skipped);
                     self.detach_lingering(&mut lingering);
@@ -160,15 +164,20 @@ impl Control {
                 slot: want.slot,
             })
             .collect();
-        let trouble = self
-            .scope
-            .apply(&wanted)
-            .err()
-            .map(|error| error.to_string());
-        if let Some(trouble) = &trouble {
-            tracing::error!("{trouble}");
+        let mut notes = Vec::new();
+        if let Err(error) = self.scope.apply(&wanted) {
+            tracing::error!("{error}");
+            notes.push(error.to_string());
         }
-        self.store(trouble);
+        let missed = self.stats.scope_full.load(Ordering::Relaxed);
+        if missed > 0 {
+            notes.push(format!(
+                "{missed} new cgroups could not be watched at once, because the kernel's table was full: what ran in them until it had \
+                 room was not seen"
+            ));
+        }
+        self.hub.set_notes(notes);
+        self.show();
     }
 
     fn detach_lingering(&mut self, lingering: &mut HashMap<&'static str, Instant>) {
@@ -220,15 +229,9 @@ impl Control {
     }
 
     fn show(&mut self) {
-        let trouble = self.node.load().trouble.clone();
-        self.store(trouble);
-    }
-
-    fn store(&mut self, trouble: Option<String>) {
         let hooks = self.programs.status();
         self.node.store(Arc::new(Node {
             watched: self.scope.watched(),
-            trouble,
             ..node(&hooks)
         }));
     }

@@ -97,6 +97,7 @@ struct Inner {
     shutdown: watch::Sender<bool>,
     next_id: AtomicU64,
     totals: Totals,
+    notes: ArcSwap<Vec<String>>,
     /// Makes the reader look at commands and at the board.
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -117,6 +118,7 @@ impl Hub {
             shutdown: watch::Sender::new(false),
             next_id: AtomicU64::new(1),
             totals: Totals::default(),
+            notes: ArcSwap::default(),
             wake: Box::new(wake),
         }));
         let publisher = Publisher::new(hub.clone(), commands);
@@ -163,6 +165,16 @@ impl Hub {
     /// What was delivered and lost on this node so far.
     pub fn totals(&self) -> &Totals {
         &self.0.totals
+    }
+
+    /// What keeps the agent from hearing everything; told with every heartbeat.
+    pub fn set_notes(&self, notes: Vec<String>) {
+        self.0.notes.store(Arc::new(notes));
+    }
+
+    /// See [`Self::set_notes`].
+    pub fn notes(&self) -> Vec<String> {
+        self.0.notes.load().to_vec()
     }
 
     /// Ends all streams, each with its final books.

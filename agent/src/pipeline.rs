@@ -208,7 +208,10 @@ impl Router {
         } = self;
         let envelope = match event::open(frame) {
             Ok(envelope) => envelope,
-            Err(error) => return undecodable(stats, &error),
+            Err(error) => {
+                undecodable(stats, &error);
+                return publisher.lose_unread();
+            }
         };
         let Envelope { header, kind, .. } = &envelope;
         let proto_kind = event::proto_kind(*kind);

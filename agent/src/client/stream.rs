@@ -38,6 +38,8 @@ pub(super) struct View {
     node: String,
     /// By cgroup id. Grows with the cgroups that this stream hears of, by about 200 bytes each.
     names: HashMap<u64, Who>,
+    /// What the agent said last that it cannot hear.
+    notes: Vec<String>,
 }
 
 /// Why a stream is over.
@@ -88,6 +90,7 @@ impl View {
             ledger: Ledger::default(),
             node: String::new(),
             names: HashMap::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -107,6 +110,7 @@ impl View {
         match message {
             Message::Plan(plan) => {
                 self.node.clone_from(&plan.node);
+                self.notes.clone_from(&plan.notes);
                 for workload in &plan.workloads {
                     self.name(workload);
                 }
@@ -135,6 +139,14 @@ impl View {
                 if fine && let Some(wrong) = self.ledger.wrong() {
                     screen.say(&format!("THE BOOKS DO NOT BALANCE: {wrong}"))?;
                 }
+                for note in heartbeat
+                    .notes
+                    .iter()
+                    .filter(|note| !self.notes.contains(note))
+                {
+                    screen.say(note)?;
+                }
+                self.notes.clone_from(&heartbeat.notes);
                 if heartbeat.end != v1::EndReason::Unspecified as i32 {
                     let reason = v1::EndReason::try_from(heartbeat.end);
                     return Ok(Some(Ending::Agent(reason.map_err(|_| heartbeat.end))));

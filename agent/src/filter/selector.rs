@@ -72,6 +72,11 @@ impl Selector {
         self.test(workload, &[])
     }
 
+    /// It asks for containers by name.
+    pub fn names_containers(&self) -> bool {
+        !self.containers.is_empty()
+    }
+
     fn test(&self, workload: &v1::Workload, containers: &[Pattern]) -> bool {
         use v1::IdentityState;
 

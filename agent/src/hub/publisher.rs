@@ -8,7 +8,7 @@ use prost::{Message as _, encoding};
 use tokio::sync::oneshot;
 
 use super::{Board, Hub, Item, KINDS, LISTENERS_MAX, Listener, Stage, ids::IdMap};
-use crate::filter::Family;
+use crate::filter::{Family, Kinds};
 
 /// A batch is sent when it is this large: far below the 4 MiB that gRPC clients accept, and large enough that a message's cost
 /// is spread over hundreds of events.
@@ -202,6 +202,17 @@ impl Publisher {
         }
     }
 
+    /// Counts a record of which nobody knows what it was: for everyone, as one event of each kind that they hear.
+    pub fn lose_unread(&mut self) {
+        let heard = self
+            .board
+            .listeners()
+            .map(|(_, listener)| listener.request.heard);
+        for kind in heard.reduce(Kinds::union).unwrap_or_default().iter() {
+            self.hub.lose_everywhere(kind, Stage::Agent, 1);
+        }
+    }
+
     /// Tells each stream what has become known of workloads that its events named.
     pub fn workloads_changed(&mut self, lookup: impl Fn(u64) -> Option<Arc<v1::Workload>>) {
         for voice in self.voices.iter_mut().flatten() {
@@ -213,10 +224,8 @@ impl Publisher {
                     // Gone and forgotten: its id is not used again.
                     return false;
                 };
-                if !Arc::ptr_eq(known, &now) {
-                    if **known != *now {
-                        listener.queue.control(update(&now));
-                    }
+                // Where there is no room now, the next event or the next change of a workload tries again.
+                if **known == *now || listener.queue.update(update(&now)) {
                     *known = now;
                 }
                 true
@@ -264,12 +273,16 @@ impl Voice {
             ..
         } = self;
         let by_reference = listener.request.by_reference;
-        known.entry(workload.cgroup_id).or_insert_with(|| {
-            if by_reference {
-                listener.queue.control(update(workload));
+        let before = known.get(&workload.cgroup_id);
+        if !before.is_some_and(|before| Arc::ptr_eq(before, workload)) {
+            let news = before.map_or(by_reference, |before| **before != **workload);
+            // An event by reference whose workload cannot be told is worth nothing, and the queue is full anyway.
+            if news && !listener.queue.update(update(workload)) && by_reference {
+                self.flush(hub);
+                return self.lose(kind, hub);
             }
-            workload.clone()
-        });
+            known.insert(workload.cgroup_id, workload.clone());
+        }
         if batch.events == 0 {
             batch.first_sequence = *next_sequence;
         }
@@ -291,6 +304,15 @@ impl Voice {
         if whole || batch.bytes.len() >= BATCH_BYTES {
             self.flush(hub);
         }
+    }
+
+    /// Counts an event that finds no room in the queue. What came before must have been flushed: numbers go up.
+    fn lose(&mut self, kind: v1::Kind, hub: &Hub) {
+        let (books, sequence) = (&self.listener.books, self.next_sequence);
+        self.next_sequence += 1;
+        books.matched(kind, 1);
+        books.lose_queued(kind, 1, sequence, sequence);
+        hub.0.totals.lost(kind, Stage::ClientQueue, 1);
     }
 
     fn flush(&mut self, hub: &Hub) {

@@ -31,8 +31,7 @@ pub(super) enum Item {
         bytes: Bytes,
         counts: Vec<(v1::Kind, u64)>,
     },
-    /// Small and bounded by the number of workloads: never dropped.
-    Control(Encoded),
+    Update(Encoded),
     End(EndReason),
 }
 
@@ -57,7 +56,7 @@ impl Queue {
         )
     }
 
-    /// Takes room for a batch. Only the reader does, so nobody comes between.
+    /// Takes room. Only the reader does, so nobody comes between.
     pub(super) fn reserve(&self, size: u64) -> bool {
         if self.bytes.load(Ordering::Relaxed) + size > self.limit {
             return false;
@@ -66,13 +65,25 @@ impl Queue {
         true
     }
 
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     pub(super) fn send(&self, item: Item) {
         // A stream that is gone needs nothing any more.
         _ = self.sender.send(item);
     }
 
-    pub(super) fn control(&self, message: Message) {
-        self.send(Item::Control(encoded(message)));
+    /// `false` if there was no room.
+    #[must_use]
+    pub(super) fn update(&self, message: Message) -> bool {
+        let message = encoded(message);
+        let fits = self.reserve(message.0.len() as u64);
+        if fits {
+            self.send(Item::Update(message));
+        }
+        fits
     }
 
     pub(super) fn end(&self, reason: EndReason) {
@@ -175,7 +186,10 @@ impl Subscription {
                 Next::Item(Some(Item::Batch { bytes, counts })) => {
                     return Some(self.deliver(bytes, counts));
                 }
-                Next::Item(Some(Item::Control(message))) => return Some(message),
+                Next::Item(Some(Item::Update(message))) => {
+                    self.taken(&message.0);
+                    return Some(message);
+                }
                 Next::Item(Some(Item::End(reason))) => self.end(reason),
                 // The listener holds a sender, so that this does not happen while we are here.
                 Next::Item(None) => self.end(EndReason::Shutdown),
@@ -211,16 +225,21 @@ impl Subscription {
     }
 
     fn deliver(&mut self, bytes: Bytes, counts: Vec<(v1::Kind, u64)>) -> Encoded {
+        self.taken(&bytes);
         let Self { listener, hub, .. } = self;
-        listener
-            .queue
-            .bytes
-            .fetch_sub(bytes.len() as u64, Ordering::Relaxed);
         for (kind, count) in counts {
             listener.books.delivered(kind, count);
             hub.0.totals.delivered(kind, count);
         }
         Encoded(bytes)
+    }
+
+    fn taken(&self, bytes: &Bytes) {
+        let taken = bytes.len() as u64;
+        self.listener
+            .queue
+            .bytes
+            .fetch_sub(taken, Ordering::Relaxed);
     }
 
     /// Asks the reader for the rest and the end.
@@ -278,6 +297,7 @@ impl Subscription {
                 time: Some(SystemTime::now().into()),
                 books: self.listener.books(),
                 end: end.into(),
+                notes: self.hub.notes(),
             })));
     }
 }

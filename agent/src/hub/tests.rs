@@ -312,6 +312,113 @@ async fn a_slow_subscriber_loses_its_own_events_and_is_told_which() {
 }
 
 #[tokio::test]
+async fn what_waits_for_a_stalled_stream_is_bounded_also_when_only_names_change() {
+    let (hub, mut publisher) = hub();
+    let asked = v1::SubscribeRequest {
+        queue_bytes: 64 << 10,
+        identity_mode: v1::IdentityMode::ByReference.into(),
+        ..request(&[v1::Kind::Exec])
+    };
+    let mut stalled = subscribe(&hub, asked);
+    publisher.refresh();
+    let total = 20_000;
+    for n in 0..total {
+        publish(&mut publisher, &pod(n + 1, &format!("pod-{n}")), "a");
+        publisher.flush();
+        assert!(stalled.listener().queue.bytes() <= 64 << 10);
+    }
+    let messages = rest(&mut publisher, &mut stalled).await;
+    let books = final_books(&messages);
+    let mut named = std::collections::HashSet::new();
+    let (mut delivered, mut last) = (0, 0);
+    for message in &messages {
+        match message {
+            Message::Workload(update) => {
+                named.insert(update.workload.as_ref().expect("a workload").cgroup_id);
+            }
+            Message::Batch(batch) => {
+                assert!(batch.first_sequence > last, "numbers go up");
+                last = batch.first_sequence;
+                for event in &batch.events {
+                    assert!(named.contains(&event.cgroup_id), "its name comes first");
+                    delivered += 1;
+                }
+            }
+            Message::Plan(_) | Message::Loss(_) | Message::Heartbeat(_) => {}
+        }
+    }
+    assert!(0 < delivered && delivered < total);
+    assert_eq!(
+        (books.matched, books.delivered, books.queued),
+        (total, delivered, 0)
+    );
+    let lost: Vec<_> = books
+        .lost
+        .iter()
+        .map(|loss| (loss.stage(), loss.count))
+        .collect();
+    assert_eq!(lost, [(LossStage::ClientQueue, total - delivered)]);
+}
+
+#[tokio::test]
+async fn news_that_found_no_room_comes_with_the_next_event() {
+    let (hub, mut publisher) = hub();
+    let asked = v1::SubscribeRequest {
+        queue_bytes: 64 << 10,
+        ..request(&[v1::Kind::Exec])
+    };
+    let mut subscription = subscribe(&hub, asked);
+    publisher.refresh();
+    let web = pod(7, "web");
+    for _ in 0..5000 {
+        publish(&mut publisher, &web, "a");
+        publisher.flush();
+    }
+    let named = Arc::new(v1::Workload {
+        container: "app".into(),
+        ..(*web).clone()
+    });
+    publisher.workloads_changed(|_| Some(named.clone()));
+    let updates = |messages: &[Message]| {
+        let update = |message: &&Message| matches!(message, Message::Workload(_));
+        messages.iter().filter(update).count()
+    };
+    let mut before = Vec::new();
+    while subscription.listener().queue.bytes() > 0 {
+        before.push(next(&mut subscription).await);
+    }
+    assert_eq!(updates(&before), 0, "there was no room");
+    publish(&mut publisher, &named, "b");
+    assert_eq!(updates(&rest(&mut publisher, &mut subscription).await), 1);
+}
+
+#[tokio::test]
+async fn a_record_that_nobody_can_read_is_everyones_loss() {
+    let (hub, mut publisher) = hub();
+    let mut execs = subscribe(&hub, request(&[v1::Kind::Exec]));
+    let mut exits = subscribe(&hub, request(&[v1::Kind::Exit]));
+    publisher.refresh();
+    publisher.lose_unread();
+    for subscription in [&mut execs, &mut exits] {
+        let books = final_books(&rest(&mut publisher, subscription).await);
+        assert_eq!((books.matched, books.delivered), (1, 0));
+        assert_eq!(books.lost[0].stage(), LossStage::Agent);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_heard_or_counted_is_told_with_the_heartbeat() {
+    let (hub, mut publisher) = hub();
+    let mut subscription = subscribe(&hub, request(&[v1::Kind::Exec]));
+    publisher.refresh();
+    hub.set_notes(vec!["the table is full".into()]);
+    match rest(&mut publisher, &mut subscription).await.last() {
+        Some(Message::Heartbeat(heartbeat)) => assert_eq!(heartbeat.notes, ["the table is full"]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn the_kernels_losses_are_told_to_those_who_watch_the_pod() {
     let (hub, mut publisher) = hub();
     let of = |pod: &str| v1::SubscribeRequest {

@@ -382,7 +382,8 @@ pub struct PidMatch {
     #[prost(uint32, tag = "1")]
     pub pid: u32,
     /// Also all descendants of that process. The agent then listens to KIND_FORK for itself, whether or not it was asked for; should
-    /// forks be lost, the stream is told: it may miss descendants whose parents have ended.
+    /// forks be lost, the stream is told: it may miss descendants whose parents have ended. 65,536 descendants are remembered; of more,
+    /// those that started first are forgotten.
     #[prost(bool, tag = "2")]
     pub descendants: bool,
 }
@@ -542,6 +543,9 @@ pub struct Heartbeat {
     /// Set in the last message of a stream.
     #[prost(enumeration = "EndReason", tag = "3")]
     pub end: i32,
+    /// What keeps the agent from hearing everything, where it cannot count what it misses: one sentence each.
+    #[prost(string, repeated, tag = "4")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// One of the ways to attach to a hook.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -848,7 +852,8 @@ pub enum LossStage {
     /// The kernel did not run a program because it already ran on that CPU (recursion_misses of bpf_prog_info). Counted for the whole
     /// program: an upper bound of what this stream missed.
     KernelSkipped = 2,
-    /// The agent could not read a record of the ring. A defect of the agent; it is counted all the same.
+    /// The agent could not read a record of the ring. A defect of the agent; it is counted all the same, for every stream and kind where
+    /// the record does not tell whose it was.
     Agent = 3,
     /// This stream's queue was full: the client reads too slowly.
     ClientQueue = 4,
