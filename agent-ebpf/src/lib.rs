@@ -5,10 +5,18 @@
 //! frame carries stale bytes of the kernel's memory.
 #![no_std]
 
+pub mod block;
+pub mod drop;
+pub mod file;
 pub mod offsets;
 pub mod process;
+pub mod tcp;
 
+pub use block::{BlockIo, BlockLatency};
+pub use drop::{Drop, DropCount};
+pub use file::{FileDelete, FileOpen};
 pub use process::{Exec, Exit, Fork, Task};
+pub use tcp::{TcpConnect, TcpReset, TcpRetransmit, TcpSession};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -31,9 +39,12 @@ pub trait Payload: FromBytes + IntoBytes + Immutable + KnownLayout + 'static {
 }
 
 /// Declares every kind once: its name (which is the payload's), its number (that of the contract's enum `Kind`, never used
-/// again), and the hooks that it needs.
+/// again), and its routes: sets of hooks, each of which is enough for the kind. The first whose hooks can all be attached is taken.
+/// What is named after `also` is attached where the kernel allows it, to hear more.
+///
+/// A hook is the name of a tracepoint or of a kernel function's entry; with `:return` it is the function's return.
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $kind:ident = $id:literal on [$($hook:literal),+],)*) => {
+    ($($(#[$doc:meta])* $kind:ident = $id:literal on $([$($hook:literal),+])or+ $(also [$($also:literal),+])?,)*) => {
         /// One type of event.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u16)]
@@ -48,9 +59,14 @@ macro_rules! kinds {
                 match id { $($id => Some(Self::$kind),)* _ => None }
             }
 
-            /// Places in the kernel that the kind needs, all of them.
-            pub const fn hooks(self) -> &'static [&'static str] {
-                match self { $(Self::$kind => &[$($hook),+],)* }
+            /// Sets of hooks, the best first. Each is enough.
+            pub const fn routes(self) -> &'static [&'static [&'static str]] {
+                match self { $(Self::$kind => &[$(&[$($hook),+]),+],)* }
+            }
+
+            /// Hooks that let the kind hear more, each for itself.
+            pub const fn also(self) -> &'static [&'static str] {
+                match self { $(Self::$kind => &[$($($also),+)?],)* }
             }
         }
 
@@ -70,6 +86,35 @@ kinds! {
     Exit = 2 on ["sched_process_exit"],
     /// A new process.
     Fork = 3 on ["sched_process_fork"],
+    /// An open of a file, failed ones too.
+    FileOpen = 4 on
+        ["do_filp_open:return", "fd_install"] or
+        ["do_file_open:return", "fd_install"] or
+        ["sys_exit"],
+    /// A file's content went: unlinked, replaced by a rename, or truncated.
+    FileDelete = 5 on
+        ["security_path_unlink", "vfs_unlink", "vfs_unlink:return",
+         "security_path_rmdir", "vfs_rmdir", "vfs_rmdir:return",
+         "security_path_rename", "vfs_rename", "vfs_rename:return",
+         "vfs_truncate", "do_truncate", "do_truncate:return"] or
+        ["sys_exit"],
+    /// A TCP session, when it ends or is reported on.
+    TcpSession = 6 on ["inet_sock_set_state"]
+        also ["inet_csk_accept:return", "tcp_send_reset", "tcp_receive_reset", "tcp_retransmit_skb"],
+    /// A connect that failed.
+    TcpConnect = 7 on ["inet_sock_set_state"] also ["tcp_v4_connect:return", "tcp_v6_connect:return"],
+    /// A RST, sent or received.
+    TcpReset = 8 on ["tcp_send_reset", "tcp_receive_reset"],
+    /// A segment that was sent again.
+    TcpRetransmit = 9 on ["tcp_retransmit_skb"],
+    /// A request to a disk, when it is done.
+    BlockIo = 10 on ["block_getrq", "block_rq_issue", "block_rq_complete"],
+    /// Latencies of such requests, told in snapshots.
+    BlockLatency = 11 on ["block_getrq", "block_rq_issue", "block_rq_complete"],
+    /// A packet that was dropped.
+    Drop = 12 on ["kfree_skb"],
+    /// Counts of such packets, told in snapshots.
+    DropCount = 13 on ["kfree_skb"],
 }
 
 impl Kind {
@@ -89,6 +134,24 @@ impl Kind {
     /// The kind's bit in [`ScopeEntry::kinds`].
     pub const fn bit(self) -> u64 {
         1 << self as u16
+    }
+
+    /// Whether the kernel adds its events up, and the agent tells them at an interval.
+    pub const fn is_snapshot(self) -> bool {
+        match self {
+            Self::BlockLatency | Self::DropCount => true,
+            Self::Exec
+            | Self::Exit
+            | Self::Fork
+            | Self::FileOpen
+            | Self::FileDelete
+            | Self::TcpSession
+            | Self::TcpConnect
+            | Self::TcpReset
+            | Self::TcpRetransmit
+            | Self::BlockIo
+            | Self::Drop => false,
+        }
     }
 }
 
@@ -135,6 +198,43 @@ pub struct Counts {
     pub seen: u64,
     /// Those of them for which the ring had no room.
     pub lost: u64,
+}
+
+/// What is not worth a frame of one kind, whoever asks for it: element [`Kind`] of the map `NARROWING`. All zeros: everything is.
+/// The agent's filters decide exactly; this only saves work where every listener agrees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Narrowing {
+    /// Nanoseconds below which a request or a session is too short to be told.
+    pub min_ns: u64,
+    /// Set of [`Narrowing::FAILED`] and others.
+    pub flags: u32,
+    /// Bytes of `prefix`; 0: any path.
+    pub prefix_len: u32,
+    /// What a file's name as the process gave it, and if that is relative its resolved path, begins with. Zeros follow.
+    pub prefix: [u8; Narrowing::PREFIX_MAX],
+}
+
+impl Default for Narrowing {
+    fn default() -> Self {
+        Self {
+            min_ns: 0,
+            flags: 0,
+            prefix_len: 0,
+            prefix: [0; Self::PREFIX_MAX],
+        }
+    }
+}
+
+impl Narrowing {
+    /// Only what failed.
+    pub const FAILED: u32 = 1;
+    /// Only opens for writing.
+    pub const WRITE: u32 = 2;
+    /// Only opens that may create.
+    pub const CREATE: u32 = 4;
+    /// Most bytes of a prefix.
+    pub const PREFIX_MAX: usize = 64;
 }
 
 /// What happened to a cgroup: a record of the tracker's ring, followed by `path_len` bytes of path.

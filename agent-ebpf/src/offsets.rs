@@ -10,6 +10,10 @@ pub const MISSING: u32 = u32::MAX;
 /// * `"size:upid"`: size in bytes of a type.
 /// * `"arg:sched_process_exit:group_dead"`: position of a tracepoint's argument by its name, counted from 0. The names are
 ///   those of the function `__traceiter_sched_process_exit`, whose first parameter `__data` does not count.
+/// * `"param:vfs_unlink:dentry"`: position of a function's parameter by its name, counted from 0.
+/// * `"params:vfs_unlink"`: how many parameters a function has.
+///
+/// With `+8` behind it a value is so much larger.
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident = $($path:literal)|+;)*) => {
         /// The values, one field each.
@@ -109,8 +113,64 @@ offsets! {
     cgroup_root = "cgroup.root";
     /// Number of a hierarchy: 0 for cgroup v2.
     cgroup_root_id = "cgroup_root.hierarchy_id";
+    /// First argument of a function, in the registers.
+    regs_0 = "pt_regs.di" | "pt_regs.regs";
+    /// The second.
+    regs_1 = "pt_regs.si" | "pt_regs.regs+8";
+    /// The third.
+    regs_2 = "pt_regs.dx" | "pt_regs.regs+16";
+    /// The fourth.
+    regs_3 = "pt_regs.cx" | "pt_regs.regs+24";
+    /// The fifth.
+    regs_4 = "pt_regs.r8" | "pt_regs.regs+32";
+    /// The sixth.
+    regs_5 = "pt_regs.r9" | "pt_regs.regs+40";
+    /// What a function returns.
+    regs_return = "pt_regs.ax" | "pt_regs.regs";
+    /// First argument of a system call: at its return another register may have its place.
+    syscall_0 = "pt_regs.di" | "pt_regs.orig_x0";
+    /// The fourth.
+    syscall_3 = "pt_regs.r10" | "pt_regs.regs+24";
+    /// Number of a system call.
+    syscall_number = "pt_regs.orig_ax" | "pt_regs.syscallno";
     /// Parent of a subsystem state.
     css_parent = "cgroup_subsys_state.parent";
     /// The id.
     kernfs_id = "kernfs_node.id";
 }
+
+/// Numbers of system calls, which differ between architectures; [`MISSING`] for those that an architecture does not have.
+macro_rules! syscalls {
+    ($($name:ident),*) => {
+        /// The numbers.
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable,
+        )]
+        #[repr(C)]
+        #[expect(missing_docs, reason = "each is named after its system call")]
+        pub struct Syscalls { $(pub $name: u32,)* }
+
+        impl Syscalls {
+            /// None.
+            pub const MISSING: Self = Self { $($name: MISSING,)* };
+        }
+    };
+}
+
+syscalls!(
+    open,
+    creat,
+    openat,
+    openat2,
+    unlink,
+    unlinkat,
+    rmdir,
+    rename,
+    renameat,
+    renameat2,
+    truncate,
+    ftruncate,
+    execve,
+    execveat,
+    io_uring_enter
+);

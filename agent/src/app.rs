@@ -25,6 +25,7 @@ use crate::{
     api::{Api, Facts},
     config::{Config, DRAIN},
     control::{self, Control, Settle},
+    event,
     filter::Limits,
     hub::Hub,
     kernel::{Kernel, Options},
@@ -45,6 +46,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let options = Options {
         ring_bytes: config.ring_bytes,
         ways: config.ways.clone(),
+        every_way: config.check,
     };
     if config.check {
         return check(&options);
@@ -61,6 +63,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         mut programs,
         reader,
         counters,
+        narrowing,
+        tables,
+        names,
     } = Kernel::load(&options)?;
     let nudge = reader.sleeper.nudge();
     let (hub, publisher) = Hub::new({
@@ -94,6 +99,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Pipeline {
             reader,
             counters,
+            tables,
+            names: Arc::new(event::Names {
+                drop_reasons: names.drop_reasons,
+                reset_reasons: names.reset_reasons,
+            }),
             index: index.clone(),
             publisher,
             stats: stats.clone(),
@@ -107,6 +117,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             index: index.clone(),
             programs,
             scope,
+            narrowing,
             stats: stats.clone(),
             node: node.clone(),
             cgroup_root: cgroup_root.clone(),
@@ -223,11 +234,19 @@ fn check(options: &Options) -> anyhow::Result<()> {
             Err(reason) => println!("PROGRAM\t{}\tunavailable\t{reason}", way.program),
         }
     }
-    let missing: Vec<String> = hooks.iter().filter_map(|hook| hook.reason()).collect();
+    let capabilities = control::node(&hooks).capabilities;
+    let missing: Vec<String> = capabilities
+        .iter()
+        .filter(|capability| !capability.available)
+        .map(|capability| format!("{}: {}", capability.kind().as_str_name(), capability.reason))
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    bail!("some hooks have no way to attach: {}", missing.join("; "))
+    bail!(
+        "some kinds of events are not available here: {}",
+        missing.join("; ")
+    )
 }
 
 /// Signals that end the agent. SIGHUP does nothing: a terminal that closes is no reason to stop listening.

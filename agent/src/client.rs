@@ -10,6 +10,7 @@ mod status;
 mod stream;
 mod table;
 mod text;
+mod tools;
 mod watch;
 mod workloads;
 
@@ -19,6 +20,9 @@ use std::{
 };
 
 pub use status::Status;
+pub use tools::{
+    Biolatency, Biosnoop, Filesnoop, Opensnoop, Pktdrop, Tcplife, Tcpreset, Tcpretrans,
+};
 pub use watch::{Execsnoop, Watch};
 pub use workloads::Workloads;
 
@@ -34,6 +38,30 @@ pub enum Command {
     /// Print programs that pods execute, in the columns of bcc's execsnoop
     #[command(long_about = watch::EXECSNOOP_LONG_ABOUT)]
     Execsnoop(Execsnoop),
+    /// Print opens of files, in the columns of bcc's opensnoop
+    #[command(long_about = tools::file::OPENSNOOP)]
+    Opensnoop(Opensnoop),
+    /// Print who opens files, or who made their content go
+    #[command(long_about = tools::file::FILESNOOP)]
+    Filesnoop(Filesnoop),
+    /// Print TCP sessions when they end, in the columns of bcc's tcplife
+    #[command(long_about = tools::tcp::TCPLIFE)]
+    Tcplife(Tcplife),
+    /// Print TCP resets, sent and received
+    #[command(long_about = tools::tcp::TCPRESET)]
+    Tcpreset(Tcpreset),
+    /// Print TCP segments that were sent again, in the columns of bcc's tcpretrans
+    #[command(long_about = tools::tcp::TCPRETRANS)]
+    Tcpretrans(Tcpretrans),
+    /// Print requests to disks, in the columns of bcc's biosnoop
+    #[command(long_about = tools::block::BIOSNOOP)]
+    Biosnoop(Biosnoop),
+    /// Draw how long requests to disks take, by pod
+    #[command(long_about = tools::block::BIOLATENCY)]
+    Biolatency(Biolatency),
+    /// Print which packets the kernel drops, and why
+    #[command(long_about = tools::drop::PKTDROP)]
+    Pktdrop(Pktdrop),
     /// List who runs on the node: pods, containers, cgroups
     #[command(long_about = workloads::LONG_ABOUT)]
     Workloads(Workloads),
@@ -58,6 +86,14 @@ async fn run_on(command: Command, screen: &mut Screen<'_>) -> anyhow::Result<Exi
     let result = match command {
         Command::Watch(watch) => watch.run(screen).await,
         Command::Execsnoop(execsnoop) => execsnoop.run(screen).await,
+        Command::Opensnoop(tool) => tool.run(screen).await,
+        Command::Filesnoop(tool) => tool.run(screen).await,
+        Command::Tcplife(tool) => tool.run(screen).await,
+        Command::Tcpreset(tool) => tool.run(screen).await,
+        Command::Tcpretrans(tool) => tool.run(screen).await,
+        Command::Biosnoop(tool) => tool.run(screen).await,
+        Command::Biolatency(tool) => tool.run(screen).await,
+        Command::Pktdrop(tool) => tool.run(screen).await,
         Command::Workloads(workloads) => workloads.run(screen).await,
         Command::Status(status) => status.run(screen).await,
     };

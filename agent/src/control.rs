@@ -1,14 +1,14 @@
 //! CONTROL: carries demand from the hub to the kernel, and the kernel's answers back. Off the event path: it may take its time.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use dinle_ebpf::{Kind, SLOTS};
+use dinle_ebpf::{Kind, Narrowing, SLOTS};
 use dinle_proto::v1;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -17,8 +17,9 @@ use tokio::{
 
 use crate::{
     event::proto_kind,
+    filter::Narrow,
     hub::{Hub, Stage},
-    kernel::{HookStatus, Programs, Scope, Wanted, WayStatus},
+    kernel::{HookStatus, Narrowings, Programs, Scope, Wanted, WayStatus},
     pipeline::Stats,
     workload::Index,
 };
@@ -47,6 +48,8 @@ pub struct Control {
     pub programs: Programs,
     /// What the kernel reports.
     pub scope: Scope,
+    /// What of it the kernel leaves out.
+    pub narrowing: Narrowings,
     /// What the reader tells.
     pub stats: Arc<Stats>,
     /// What others see of all this.
@@ -134,24 +137,27 @@ impl Control {
         let demand = self
             .hub
             .demand(live.iter().map(|live| (live.id, &live.workload)), SLOTS);
+        let mut notes = Vec::new();
+        // What the kernel leaves out is set before anyone counts on it, and taken back before anyone misses it.
         for &kind in Kind::ALL {
-            for hook in kind.hooks() {
-                if demand.kinds & kind.bit() == 0 {
-                    continue;
-                }
-                lingering.remove(hook);
-                // Shown by `capabilities` with its reason; the other kinds go on.
-                if let Err(error) = self.programs.attach(hook) {
-                    tracing::debug!(hook, error, "not attached");
-                }
+            let narrow = demand.narrow.iter().find(|(of, _)| *of == proto_kind(kind));
+            let narrow = narrow.map(|(_, narrow)| narrowing(narrow));
+            if let Err(error) = self.narrowing.set(kind, narrow.unwrap_or_default()) {
+                tracing::error!(%error, ?kind, "the kernel's filter cannot be set");
+                notes.push(format!(
+                    "the kernel's filter of {kind:?} cannot be set ({error})"
+                ));
             }
         }
+        let wanted = self.attach(demand.kinds);
         if demand.moved {
             self.hub.sync().await;
         }
         let now = Instant::now();
-        for hook in Kind::ALL.iter().flat_map(|kind| kind.hooks()) {
-            if !wanted(hook, demand.kinds) {
+        for hook in every_hook() {
+            if wanted.contains(hook) {
+                lingering.remove(hook);
+            } else {
                 lingering.entry(hook).or_insert(now);
             }
         }
@@ -164,7 +170,6 @@ impl Control {
                 slot: want.slot,
             })
             .collect();
-        let mut notes = Vec::new();
         if let Err(error) = self.scope.apply(&wanted) {
             tracing::error!("{error}");
             notes.push(error.to_string());
@@ -178,6 +183,33 @@ impl Control {
         }
         self.hub.set_notes(notes);
         self.show();
+    }
+
+    /// Attaches what these kinds need. Returns the hooks that are to stay.
+    fn attach(&mut self, kinds: u64) -> HashSet<&'static str> {
+        let Self { programs, .. } = self;
+        let mut wanted = HashSet::new();
+        let mut attach = |hook: &'static str| {
+            wanted.insert(hook);
+            let attached = programs.attach(hook);
+            // Shown by `capabilities` with its reason; the other kinds go on.
+            if let Err(error) = &attached {
+                tracing::debug!(hook, error, "not attached");
+            }
+            attached.is_ok()
+        };
+        for kind in Kind::ALL.iter().filter(|kind| kinds & kind.bit() != 0) {
+            // A route that loads but does not attach makes place for the next one.
+            for route in kind.routes() {
+                if route.iter().all(|hook| attach(hook)) {
+                    break;
+                }
+            }
+            for hook in kind.also() {
+                attach(hook);
+            }
+        }
+        wanted
     }
 
     fn detach_lingering(&mut self, lingering: &mut HashMap<&'static str, Instant>) {
@@ -202,10 +234,7 @@ impl Control {
             if status.skipped <= old {
                 continue;
             }
-            for &kind in Kind::ALL
-                .iter()
-                .filter(|kind| kind.hooks().contains(&&*status.hook))
-            {
+            for &kind in Kind::ALL.iter().filter(|kind| uses(**kind, &status.hook)) {
                 self.hub.lose_everywhere(
                     proto_kind(kind),
                     Stage::KernelSkipped,
@@ -237,9 +266,39 @@ impl Control {
     }
 }
 
-fn wanted(hook: &str, kinds: u64) -> bool {
-    let mut wanting = Kind::ALL.iter().filter(|kind| kinds & kind.bit() != 0);
-    wanting.any(|kind| kind.hooks().contains(&hook))
+/// Every hook that some kind may need.
+fn every_hook() -> impl Iterator<Item = &'static str> {
+    let hooks = |kind: &Kind| kind.routes().iter().copied().flatten().chain(kind.also());
+    Kind::ALL.iter().flat_map(hooks).copied()
+}
+
+fn uses(kind: Kind, hook: &str) -> bool {
+    let mut hooks = kind.routes().iter().copied().flatten().chain(kind.also());
+    hooks.any(|used| *used == hook)
+}
+
+/// The kernel's view of what a filter leaves out.
+fn narrowing(narrow: &Narrow) -> Narrowing {
+    let Narrow {
+        failed,
+        write,
+        create,
+        min_duration,
+        prefix,
+    } = narrow;
+    let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+    let mut bytes = [0; Narrowing::PREFIX_MAX];
+    // The beginning of a long prefix leaves out less than all of it.
+    let len = prefix.len().min(bytes.len());
+    bytes[..len].copy_from_slice(&prefix.as_bytes()[..len]);
+    Narrowing {
+        min_ns: u64::try_from(min_duration.as_nanos()).unwrap_or(u64::MAX),
+        flags: flag(*failed, Narrowing::FAILED)
+            | flag(*write, Narrowing::WRITE)
+            | flag(*create, Narrowing::CREATE),
+        prefix_len: len as u32,
+        prefix: bytes,
+    }
 }
 
 /// Hooks as the contract shows them.
@@ -255,23 +314,51 @@ pub fn node(hooks: &[HookStatus]) -> Node {
             recursion_misses: hook.skipped,
         })
     });
+    let find = |name: &str| hooks.iter().find(|status| status.hook == name);
+    let refusal = |name: &&str| match find(name) {
+        Some(status) => status.reason(),
+        None => Some(format!("this build has no program for {name}")),
+    };
     let capability = |&kind: &Kind| {
-        let needed: Vec<&HookStatus> = hooks
-            .iter()
-            .filter(|hook| kind.hooks().contains(&&*hook.hook))
-            .collect();
-        let mut reasons: Vec<String> = needed.iter().filter_map(|hook| hook.reason()).collect();
-        for hook in kind.hooks() {
-            if !needed.iter().any(|status| status.hook == *hook) {
-                reasons.push(format!("this build has no program for {hook}"));
+        let mut refused: Vec<Vec<String>> = Vec::new();
+        let mut chosen = None;
+        for route in kind.routes() {
+            let reasons: Vec<String> = route.iter().filter_map(refusal).collect();
+            if reasons.is_empty() {
+                chosen = Some(*route);
+                break;
             }
+            refused.push(reasons);
         }
+        let mut limits: Vec<String> = limits(kind, chosen.unwrap_or_default())
+            .iter()
+            .map(|limit| limit.to_string())
+            .collect();
+        if chosen.is_some() {
+            // Why something better is not used. The first reason stands for its route: they are much the same.
+            limits.extend(
+                refused
+                    .iter()
+                    .map(|reasons| format!("a better way is not open: {}", reasons[0])),
+            );
+        }
+        limits.extend(kind.also().iter().filter_map(|hook| {
+            let reason = refusal(hook)?;
+            Some(format!("{}: {reason}", without(hook)))
+        }));
+        let shown = chosen.or(kind.routes().last().copied()).unwrap_or_default();
+        let used = shown
+            .iter()
+            .chain(kind.also().iter().filter(|hook| refusal(hook).is_none()));
         v1::Capability {
             kind: proto_kind(kind).into(),
-            available: reasons.is_empty(),
-            reason: reasons.join("; "),
-            hooks: needed.into_iter().map(hook).collect(),
-            limits: limits(kind).iter().map(|limit| limit.to_string()).collect(),
+            available: chosen.is_some(),
+            reason: match chosen {
+                Some(_) => String::new(),
+                None => refused.concat().join("; "),
+            },
+            hooks: used.filter_map(|name| find(name)).map(hook).collect(),
+            limits,
         }
     };
     Node {
@@ -293,13 +380,49 @@ fn hook(status: &HookStatus) -> v1::Hook {
     }
 }
 
-/// What a kind leaves out, whatever the kernel.
-fn limits(kind: Kind) -> &'static [&'static str] {
+/// What is missing without a hook that is not necessary.
+fn without(hook: &str) -> &'static str {
+    match hook {
+        "inet_csk_accept:return" => {
+            "the process of an accepted session is known only if it does something with the session later"
+        }
+        "tcp_send_reset" => "resets that were sent are not told from other ends of a session",
+        "tcp_receive_reset" => {
+            "resets that were received are not told from other ends of a session"
+        }
+        "tcp_v4_connect:return" | "tcp_v6_connect:return" => {
+            "connects that fail at once, for lack of a route or a port, are not seen"
+        }
+        _ => "something is not seen",
+    }
+}
+
+/// What a kind leaves out on this route.
+fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
+    let syscalls = route == ["sys_exit"];
     match kind {
         Kind::Exec => &[
             "only successful executions are seen; arguments beyond 2047 bytes are cut and flagged",
         ],
         Kind::Exit => &["one event for a process, when its last thread exits"],
         Kind::Fork => &["new processes, not new threads"],
+        Kind::FileOpen if syscalls => &[
+            "system calls are heard: opens through io_uring and of 32-bit programs are not seen; the path of an open that failed              is joined from the name that the process gave, symbolic links not followed",
+        ],
+        Kind::FileOpen => &["opens that the kernel makes for itself, as for execve, are left out"],
+        Kind::FileDelete if syscalls => &[
+            "system calls are heard: what io_uring and 32-bit programs do is not seen; inode and size before are not known; the              path is joined from the name that the process gave, symbolic links not followed; a rename is told whether or not              it replaced a file",
+        ],
+        Kind::FileDelete => &[
+            "what fails before the file is found, as for lack of permission on the way, is not seen",
+        ],
+        Kind::TcpSession
+        | Kind::TcpConnect
+        | Kind::TcpReset
+        | Kind::TcpRetransmit
+        | Kind::BlockIo
+        | Kind::BlockLatency
+        | Kind::Drop
+        | Kind::DropCount => &[],
     }
 }

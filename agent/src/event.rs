@@ -1,9 +1,15 @@
 //! EVENT: what the bytes of a frame mean. Pure: bytes in, message out.
 
+mod block;
+mod drop;
+mod file;
 mod process;
+mod tcp;
 
-use dinle_ebpf::{Header, Kind, Payload};
-use dinle_proto::v1;
+use std::{collections::HashMap, sync::Arc};
+
+use dinle_ebpf::{Header, Kind, Payload, Task};
+use dinle_proto::v1::{self, event::Detail};
 use zerocopy::FromBytes as _;
 
 /// Why bytes are no frame.
@@ -80,21 +86,66 @@ impl Clock {
     }
 }
 
+/// Names that this kernel gives to numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// `enum skb_drop_reason`, without the prefix.
+    pub drop_reasons: HashMap<u32, String>,
+    /// `enum sk_rst_reason`, without the prefix.
+    pub reset_reasons: HashMap<u32, String>,
+}
+
+/// What is needed to understand a frame, besides the frame.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// What the kernel's stamps mean.
+    pub clock: Clock,
+    /// What its numbers mean.
+    pub names: Arc<Names>,
+}
+
+impl Context {
+    /// As of now.
+    pub fn new(boot_unix_ns: i128, names: Arc<Names>) -> Self {
+        Self {
+            clock: Clock { boot_unix_ns },
+            names,
+        }
+    }
+}
+
+/// Who did something, and what.
+type Decoded = (Option<Task>, Detail);
+
 /// The event of a frame, but for its workload.
-pub fn decode(envelope: &Envelope<'_>, clock: Clock) -> Result<v1::Event, DecodeError> {
+pub fn decode(envelope: &Envelope<'_>, context: &Context) -> Result<v1::Event, DecodeError> {
     let Envelope { header, kind, body } = envelope;
+    let Context { clock, names } = context;
     // One arm for each kind and no `_`: a new kind does not compile until it is decoded.
-    let (task, proto, detail) = match kind {
-        Kind::Exec => process::exec(body)?,
-        Kind::Exit => process::exit(body, header.boot_ns)?,
-        Kind::Fork => process::fork(body)?,
-    };
+    let (task, detail) = match kind {
+        Kind::Exec => process::exec(body),
+        Kind::Exit => process::exit(body, header.boot_ns),
+        Kind::Fork => process::fork(body),
+        Kind::FileOpen => file::open(body),
+        Kind::FileDelete => file::delete(body),
+        Kind::TcpSession => tcp::session(body, header.boot_ns),
+        Kind::TcpConnect => tcp::connect(body),
+        Kind::TcpReset => tcp::reset(body, names),
+        Kind::TcpRetransmit => tcp::retransmit(body),
+        Kind::BlockIo => block::io(body),
+        Kind::BlockLatency => block::latency(body),
+        Kind::Drop => drop::sample(body, names),
+        Kind::DropCount => drop::count(body, names),
+    }?;
     Ok(v1::Event {
         time: Some(clock.at(header.boot_ns)),
-        kind: proto.into(),
+        kind: proto_kind(*kind).into(),
         cgroup_id: header.cgroup_id,
         workload: None,
-        process: Some(process::process(&task, clock)),
+        // A hook that does not run in somebody's context leaves it empty.
+        process: task
+            .filter(|task| task.pid != 0)
+            .map(|task| process::process(&task, *clock)),
         detail: Some(detail),
     })
 }
@@ -105,6 +156,16 @@ pub fn proto_kind(kind: Kind) -> v1::Kind {
         Kind::Exec => v1::Kind::Exec,
         Kind::Exit => v1::Kind::Exit,
         Kind::Fork => v1::Kind::Fork,
+        Kind::FileOpen => v1::Kind::FileOpen,
+        Kind::FileDelete => v1::Kind::FileDelete,
+        Kind::TcpSession => v1::Kind::TcpSession,
+        Kind::TcpConnect => v1::Kind::TcpConnect,
+        Kind::TcpReset => v1::Kind::TcpReset,
+        Kind::TcpRetransmit => v1::Kind::TcpRetransmit,
+        Kind::BlockIo => v1::Kind::BlockIo,
+        Kind::BlockLatency => v1::Kind::BlockLatency,
+        Kind::Drop => v1::Kind::Drop,
+        Kind::DropCount => v1::Kind::DropCount,
     }
 }
 
@@ -135,6 +196,29 @@ fn parts<P: Payload, const N: usize>(
         (part, tail) = tail.split_at(usize::from(len));
         part
     }))
+}
+
+/// Path components as the kernel half sends them: innermost first, each with a NUL.
+fn components(bytes: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    bytes
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty())
+}
+
+/// Arguments as the kernel half sends them: each ends with a NUL; where they were cut, the last one may not.
+fn arguments(bytes: &[u8]) -> Vec<String> {
+    let whole = bytes.strip_suffix(&[0]).unwrap_or(bytes);
+    if bytes.is_empty() {
+        return Vec::new();
+    }
+    let mut args = Vec::with_capacity(1 + whole.iter().filter(|&&byte| byte == 0).count());
+    args.extend(whole.split(|&byte| byte == 0).map(utf8));
+    args
+}
+
+/// Major and minor number of the kernel's `dev_t` (include/linux/kdev_t.h).
+fn device(device: u32) -> (u32, u32) {
+    (device >> 20, device & 0xf_ffff)
 }
 
 /// A string of the kernel's, up to its first NUL. Bytes that are not UTF-8 are replaced, never trusted.
@@ -190,8 +274,9 @@ mod tests {
             process::tests::exit_frame(),
             process::tests::fork_frame(),
         ] {
+            let context = Context::new(0, Arc::default());
             let decoded =
-                |bytes: &[u8]| open(bytes).and_then(|envelope| decode(&envelope, Clock::default()));
+                |bytes: &[u8]| open(bytes).and_then(|envelope| decode(&envelope, &context));
             assert!(decoded(&frame).is_ok());
             for len in 0..frame.len() {
                 assert!(
@@ -225,12 +310,7 @@ mod tests {
             }
             frame.truncate(random() as usize % (frame.len() + 1));
             if let Ok(envelope) = open(&frame) {
-                _ = decode(
-                    &envelope,
-                    Clock {
-                        boot_unix_ns: random().into(),
-                    },
-                );
+                _ = decode(&envelope, &Context::new(random().into(), Arc::default()));
             }
         }
     }

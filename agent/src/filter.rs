@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dinle_proto::v1;
 
-pub use events::{Family, Filter};
+pub use events::{Family, Filter, Narrow};
 pub use selector::Selector;
 
 /// Queue of a stream whose client does not ask for one: at 300 bytes an event, about 14,000 events.
@@ -25,6 +25,11 @@ const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(2);
 const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
 /// Less often, load balancers and port-forwards take the connection for idle.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
+
+/// Snapshots for a human who watches.
+const INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Longer than this, whoever asks should add up by itself.
+const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 
 /// Elements of one repeated field: more would make matching an event slow.
 const ELEMENTS_MAX: usize = 64;
@@ -133,6 +138,8 @@ pub struct Request {
     pub queue_bytes: u64,
     /// Time between two heartbeats.
     pub heartbeat: Duration,
+    /// Time between two snapshots, and between two reports on a session.
+    pub interval: Option<Duration>,
     /// End after so many delivered events.
     pub max_events: Option<u64>,
     /// End after this time.
@@ -151,6 +158,7 @@ impl Request {
             heartbeat_interval,
             max_events,
             max_duration,
+            interval,
         } = request;
         let kinds = parse_kinds(kinds)?;
         let filter = Filter::parse(filter.as_ref(), kinds)?;
@@ -162,6 +170,7 @@ impl Request {
             by_reference: parse_by_reference(*identity_mode)?,
             queue_bytes: parse_queue_bytes(*queue_bytes, limits)?,
             heartbeat: parse_heartbeat(heartbeat_interval.as_ref())?,
+            interval: parse_interval(interval.as_ref())?,
             max_events: (*max_events != 0).then_some(*max_events),
             max_duration: parse_max_duration(max_duration.as_ref())?,
         })
@@ -185,7 +194,7 @@ fn parse_kinds(numbers: &[i32]) -> Result<Kinds, Invalid> {
                     format!("is KIND_UNSPECIFIED; name one of {}", known_kinds()),
                 ));
             }
-            Ok(kind @ (v1::Kind::Exec | v1::Kind::Exit | v1::Kind::Fork)) => kinds.insert(kind),
+            Ok(kind) => kinds.insert(kind),
             Err(_) => {
                 return Err(Invalid::new(
                     format!("kinds[{index}]"),
@@ -258,6 +267,23 @@ fn parse_heartbeat(interval: Option<&prost_types::Duration>) -> Result<Duration,
         ));
     }
     Ok(heartbeat)
+}
+
+fn parse_interval(interval: Option<&prost_types::Duration>) -> Result<Option<Duration>, Invalid> {
+    let Some(interval) = interval else {
+        return Ok(None);
+    };
+    let field = "interval";
+    let interval = parse_duration(field, interval)?;
+    if !(INTERVAL_MIN..=INTERVAL_MAX).contains(&interval) {
+        return Err(Invalid::new(
+            field,
+            format!(
+                "is {interval:?}; ask for {INTERVAL_MIN:?} to {INTERVAL_MAX:?}, or leave it out"
+            ),
+        ));
+    }
+    Ok(Some(interval))
 }
 
 fn parse_max_duration(

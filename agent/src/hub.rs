@@ -8,6 +8,7 @@ mod demand;
 mod ids;
 mod publisher;
 mod subscription;
+mod sums;
 
 pub use books::{Stage, Totals};
 pub use demand::{Demand, Want};

@@ -4,13 +4,16 @@ pub mod btf;
 mod maps;
 mod programs;
 mod ring;
+mod tables;
 
-pub use maps::{Counters, Loss, Scope, ScopeError, Wanted};
+pub use btf::Names;
+pub use maps::{Counters, Loss, Narrowings, Scope, ScopeError, Wanted};
 pub use programs::{HookStatus, Programs, Way, WayStatus};
-pub use ring::{CgroupEvent, Nudge, Reader, Ring, Sleeper, boot_unix_ns};
+pub use ring::{CgroupEvent, Nudge, Reader, Ring, Sleeper, boot_ns, boot_unix_ns};
+pub use tables::Tables;
 
 use aya::{EbpfLoader, maps::MapError};
-use dinle_ebpf::offsets::Offsets;
+use dinle_ebpf::offsets::{Offsets, Syscalls};
 
 /// What the agent's build made of `agent-ebpf`; empty in builds with `DINLE_EBPF_SKIP`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dinle-ebpf.o"));
@@ -22,6 +25,8 @@ pub struct Options {
     pub ring_bytes: u32,
     /// Ways to attach that may be used, in the order in which they are tried.
     pub ways: Vec<Way>,
+    /// Also try the ways that are not needed, to tell whether they would work.
+    pub every_way: bool,
 }
 
 impl Options {
@@ -38,6 +43,7 @@ impl Default for Options {
         Self {
             ring_bytes: Self::RING_BYTES,
             ways: Way::ALL.to_vec(),
+            every_way: false,
         }
     }
 }
@@ -53,6 +59,12 @@ pub struct Kernel {
     pub reader: Reader,
     /// What the kernel counted.
     pub counters: Counters,
+    /// What the kernel leaves out where nobody asks for it.
+    pub narrowing: Narrowings,
+    /// What the kernel added up.
+    pub tables: Tables,
+    /// Names that this kernel gives to numbers.
+    pub names: Names,
 }
 
 /// Why the kernel half cannot be loaded at all.
@@ -99,15 +111,22 @@ pub enum LoadError {
 impl Kernel {
     /// Loads everything and attaches the tracker.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
-        let Options { ring_bytes, ways } = options;
+        let Options {
+            ring_bytes,
+            ways,
+            every_way,
+        } = options;
         check_ring_bytes(*ring_bytes)?;
         if OBJECT.is_empty() {
             return Err(LoadError::NotBuilt);
         }
-        let offsets = btf::offsets(&btf::Btf::of_running_kernel()?).values();
+        let types = btf::Btf::of_running_kernel()?;
+        let offsets = btf::offsets(&types).values();
+        let syscalls = syscalls();
         let mut loader = EbpfLoader::new();
         loader
             .override_global("OFFSETS", &offsets[..], true)
+            .override_global("SYSCALLS", &syscalls, true)
             .map_max_entries("EVENTS", *ring_bytes);
         let mut ebpf = loader
             .load(OBJECT)
@@ -115,10 +134,14 @@ impl Kernel {
         drop(loader);
         let scope = Scope::take(&mut ebpf)?;
         let counters = Counters::take(&mut ebpf)?;
+        let narrowing = Narrowings::take(&mut ebpf)?;
+        let tables = Tables::take(&mut ebpf)?;
         let reader = Reader::take(&mut ebpf, *ring_bytes)?;
         let btf = aya::Btf::from_sys_fs()?;
-        let mut programs = Programs::load(ebpf, &btf, ways);
-        drop(btf);
+        let functions = |name: &str| types.has_func(name);
+        let mut programs = Programs::load(ebpf, &btf, &functions, ways, *every_way);
+        let names = btf::names(&types);
+        drop((btf, types));
         for hook in TRACKER_HOOKS {
             programs.attach(hook).map_err(LoadError::Tracker)?;
         }
@@ -130,8 +153,41 @@ impl Kernel {
             programs,
             reader,
             counters,
+            narrowing,
+            tables,
+            names,
         })
     }
+}
+
+/// Numbers of the system calls that programs look for, on the architecture that this is built for.
+fn syscalls() -> [u32; size_of::<Syscalls>() / size_of::<u32>()] {
+    let number = |number: libc::c_long| number as u32;
+    let mut known = Syscalls {
+        openat: number(libc::SYS_openat),
+        openat2: number(libc::SYS_openat2),
+        unlinkat: number(libc::SYS_unlinkat),
+        renameat2: number(libc::SYS_renameat2),
+        truncate: number(libc::SYS_truncate),
+        ftruncate: number(libc::SYS_ftruncate),
+        execve: number(libc::SYS_execve),
+        execveat: number(libc::SYS_execveat),
+        io_uring_enter: number(libc::SYS_io_uring_enter),
+        ..Syscalls::MISSING
+    };
+    #[cfg(target_arch = "x86_64")]
+    {
+        known.open = number(libc::SYS_open);
+        known.creat = number(libc::SYS_creat);
+        known.unlink = number(libc::SYS_unlink);
+        known.rmdir = number(libc::SYS_rmdir);
+        known.rename = number(libc::SYS_rename);
+    }
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    {
+        known.renameat = number(libc::SYS_renameat);
+    }
+    zerocopy::transmute!(known)
 }
 
 /// Hooks of the tracker, which is no sensor: it always runs.

@@ -14,9 +14,9 @@ use dinle_ebpf::Kind;
 use dinle_proto::v1;
 
 use crate::{
-    event::{self, Clock, Envelope},
+    event::{self, Context, Envelope, Names},
     hub::{Command, IdMap, Publisher, Stage, encode_name},
-    kernel::{CgroupEvent, Counters, Reader, Ring, boot_unix_ns},
+    kernel::{CgroupEvent, Counters, Reader, Ring, Tables, boot_ns, boot_unix_ns},
     workload::Index,
 };
 
@@ -49,6 +49,10 @@ pub struct Pipeline {
     pub reader: Reader,
     /// What the kernel counted.
     pub counters: Counters,
+    /// What the kernel added up.
+    pub tables: Tables,
+    /// Names that this kernel gives to numbers.
+    pub names: Arc<Names>,
     /// Who a cgroup is.
     pub index: Index,
     /// Where events go.
@@ -65,12 +69,14 @@ impl Pipeline {
         let Self {
             mut reader,
             mut counters,
+            mut tables,
+            names,
             index,
             publisher,
             stats,
             stop,
         } = self;
-        let mut router = Router::new(index.clone(), publisher, stats.clone());
+        let mut router = Router::new(index.clone(), publisher, stats.clone(), names);
         let mut housekeeping = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             stats.rounds.fetch_add(1, Ordering::Relaxed);
@@ -80,6 +86,7 @@ impl Pipeline {
             if router.publisher.is_stale() {
                 // What was lost until now is told to those who listened until now, and to nobody else.
                 losses(&mut counters, &mut router.publisher, &stats);
+                sums(&mut tables, &mut router);
                 report(counters.begin(router.listeners_changed()));
             }
             router.workloads_changed();
@@ -107,8 +114,10 @@ impl Pipeline {
                 || housekeeping.elapsed() >= HOUSEKEEPING
             {
                 housekeeping = Instant::now();
-                router.clock.boot_unix_ns = boot_unix_ns();
+                router.context.clock.boot_unix_ns = boot_unix_ns();
                 losses(&mut counters, &mut router.publisher, &stats);
+                sums(&mut tables, &mut router);
+                router.publisher.tell_sums();
             }
             for id in finished {
                 router.publisher.finish(id, v1::EndReason::MaxEvents);
@@ -134,7 +143,7 @@ pub struct Router {
     /// Where events go.
     pub publisher: Publisher,
     stats: Arc<Stats>,
-    clock: Clock,
+    context: Context,
     epoch: u64,
     routes: IdMap<Route>,
 }
@@ -149,18 +158,14 @@ struct Route {
 
 impl Router {
     /// A router that has decided nothing yet.
-    pub fn new(index: Index, publisher: Publisher, stats: Arc<Stats>) -> Self {
-        let (epoch, clock) = (
-            index.epoch(),
-            Clock {
-                boot_unix_ns: boot_unix_ns(),
-            },
-        );
+    pub fn new(index: Index, publisher: Publisher, stats: Arc<Stats>, names: Arc<Names>) -> Self {
+        let epoch = index.epoch();
+        let context = Context::new(boot_unix_ns(), names);
         Self {
             index,
             publisher,
             stats,
-            clock,
+            context,
             epoch,
             routes: IdMap::default(),
         }
@@ -202,7 +207,7 @@ impl Router {
             index,
             publisher,
             stats,
-            clock,
+            context,
             routes,
             ..
         } = self;
@@ -234,7 +239,10 @@ impl Router {
         if targets == 0 {
             return;
         }
-        match event::decode(&envelope, *clock) {
+        match event::decode(&envelope, context) {
+            Ok(event) if kind.is_snapshot() => {
+                publisher.add_up(&event, &route.workload, targets);
+            }
             Ok(event) => {
                 publisher.publish(&event, proto_kind, &route.workload, &route.name, targets)
             }
@@ -301,14 +309,24 @@ fn undecodable(stats: &Stats, error: &event::DecodeError) {
     }
 }
 
+/// Takes what the kernel added up since the last time the way of all frames.
+fn sums(tables: &mut Tables, router: &mut Router) {
+    let now = boot_ns();
+    for &kind in Kind::ALL.iter().filter(|kind| kind.is_snapshot()) {
+        if router.publisher.hears(event::proto_kind(kind)) {
+            report(tables.read(kind, now, |frame| router.frame(frame, || ())));
+        }
+    }
+}
+
 fn losses(counters: &mut Counters, publisher: &mut Publisher, stats: &Stats) {
     for loss in report(counters.losses(publisher.watched_slots())) {
-        publisher.lose(
-            loss.slot,
-            event::proto_kind(loss.kind),
-            Stage::KernelRing,
-            loss.count,
-        );
+        let stage = if loss.kind.is_snapshot() {
+            Stage::KernelTable
+        } else {
+            Stage::KernelRing
+        };
+        publisher.lose(loss.slot, event::proto_kind(loss.kind), stage, loss.count);
     }
     let counts = report(counters.tracker());
     stats.tracker_lost.fetch_add(counts.lost, Ordering::Relaxed);

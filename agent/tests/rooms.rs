@@ -35,6 +35,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "dinle_ebpf",
             "dinle_proto",
             "event",
+            "filter",
             "hub",
             "kernel",
             "pipeline",

@@ -20,6 +20,8 @@ pub struct Stream {
     pub plan: v1::Plan,
     /// Its events, oldest first.
     pub events: Vec<Event>,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<v1::Snapshot>,
     /// Its losses.
     pub losses: Vec<v1::Loss>,
     /// What it was told of workloads, and how many events came before that.
@@ -77,6 +79,7 @@ impl Stream {
             messages,
             plan,
             events: Vec::new(),
+            snapshots: Vec::new(),
             losses: Vec::new(),
             updates: Vec::new(),
             books: Vec::new(),
@@ -167,6 +170,12 @@ impl Stream {
                 self.next_sequence = first_sequence + events.len() as u64;
                 self.events.extend(events);
             }
+            Message::Snapshot(snapshot) => {
+                if let Some(before) = self.snapshots.last() {
+                    assert_eq!(before.end, snapshot.start, "no gap and no overlap");
+                }
+                self.snapshots.push(snapshot);
+            }
             Message::Loss(loss) => self.losses.push(loss),
             Message::Workload(update) => {
                 let workload = update.workload.expect("an update of a workload");
@@ -198,9 +207,11 @@ impl Stream {
             if self.end.is_some() {
                 assert_eq!(*matched, delivered + queued + lost, "{books:?}");
             }
+            let rows = self.snapshots.iter().flat_map(|snapshot| &snapshot.events);
             let got = self
                 .events
                 .iter()
+                .chain(rows)
                 .filter(|event| event.kind == books.kind)
                 .count() as u64;
             assert_eq!(*delivered, got, "what is told and what came: {books:?}");
@@ -209,26 +220,53 @@ impl Stream {
 
     /// Its EXEC events.
     pub fn execs(&self) -> impl Iterator<Item = (&Event, &Process, &Exec)> {
-        self.events.iter().filter_map(|event| match &event.detail {
-            Some(Detail::Exec(exec)) => Some((event, event.process.as_ref()?, exec)),
-            Some(Detail::Exit(_) | Detail::Fork(_)) | None => None,
+        self.events.iter().filter_map(|event| {
+            let Some(Detail::Exec(detail)) = &event.detail else {
+                return None;
+            };
+            Some((event, event.process.as_ref()?, detail))
         })
     }
 
     /// Its FORK events.
     pub fn forks(&self) -> impl Iterator<Item = (&Event, &Process, &Fork)> {
-        self.events.iter().filter_map(|event| match &event.detail {
-            Some(Detail::Fork(fork)) => Some((event, event.process.as_ref()?, fork)),
-            Some(Detail::Exec(_) | Detail::Exit(_)) | None => None,
+        self.events.iter().filter_map(|event| {
+            let Some(Detail::Fork(detail)) = &event.detail else {
+                return None;
+            };
+            Some((event, event.process.as_ref()?, detail))
         })
     }
 
     /// Its EXIT events.
     pub fn exits(&self) -> impl Iterator<Item = (&Event, &Process, &Exit)> {
-        self.events.iter().filter_map(|event| match &event.detail {
-            Some(Detail::Exit(exit)) => Some((event, event.process.as_ref()?, exit)),
-            Some(Detail::Exec(_) | Detail::Fork(_)) | None => None,
+        self.events.iter().filter_map(|event| {
+            let Some(Detail::Exit(detail)) = &event.detail else {
+                return None;
+            };
+            Some((event, event.process.as_ref()?, detail))
         })
+    }
+
+    /// Its events of other kinds: `pick` takes a detail apart.
+    pub fn details<'a, T: 'a>(
+        &'a self,
+        pick: impl Fn(&'a Detail) -> Option<&'a T>,
+    ) -> impl Iterator<Item = (&'a Event, &'a T)> {
+        self.events
+            .iter()
+            .filter_map(move |event| Some((event, pick(event.detail.as_ref()?)?)))
+    }
+
+    /// The rows of its snapshots, added up as they came.
+    pub fn rows<'a, T: 'a>(
+        &'a self,
+        pick: impl Fn(&'a Detail) -> Option<&'a T>,
+    ) -> impl Iterator<Item = (&'a Event, &'a T)> {
+        self.snapshots
+            .iter()
+            .flat_map(|snapshot| &snapshot.events)
+            .filter_map(move |event| Some((event, pick(event.detail.as_ref()?)?)))
     }
 
     /// The last exec of a process.

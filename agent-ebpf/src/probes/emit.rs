@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray, RingBuf},
 };
-use dinle_ebpf::{Counts, FRAME_MAX, Header, Kind, Payload, SLOTS};
+use dinle_ebpf::{Counts, FRAME_MAX, Header, Kind, Narrowing, Payload, SLOTS};
 
 use crate::{kernel::increment, scope::Subject};
 
@@ -22,6 +22,17 @@ static COUNTS: PerCpuArray<Counts> = PerCpuArray::with_max_entries(SLOTS * Kind:
 /// reader that is busy looks by itself every few milliseconds.
 #[map]
 static WAKE: Array<u32> = Array::with_max_entries(1, 0);
+
+/// What is not worth a frame, by kind. Written by the agent.
+#[map]
+static NARROWING: Array<Narrowing> = Array::with_max_entries(Kind::TABLE, 0);
+
+/// What of that kind nobody asks for.
+#[inline(always)]
+pub fn narrowing(kind: Kind) -> Option<&'static Narrowing> {
+    // Plain numbers: a read that races with the agent's write sees a mix of two narrowings, both of which were right a moment ago.
+    NARROWING.get(kind as u32)
+}
 
 /// Room to build a frame with a tail. One map of these for each program: programs may interrupt one another on a CPU,
 /// but the kernel never runs one program twice on it at a time.
@@ -102,6 +113,18 @@ fn wake() -> u64 {
         }
     }
     BPF_RB_NO_WAKEUP as u64
+}
+
+/// Counts one that is added up in a table instead of told by a frame.
+#[inline(always)]
+pub fn added(subject: Subject, kind: Kind) {
+    count(subject, kind, |counts| &raw mut counts.seen);
+}
+
+/// Counts one that should have been added up, or told by a frame, while a table was full.
+#[inline(always)]
+pub fn lost(subject: Subject, kind: Kind) {
+    count(subject, kind, |counts| &raw mut counts.lost);
 }
 
 #[inline(always)]

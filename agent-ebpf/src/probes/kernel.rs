@@ -3,7 +3,7 @@
 use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str};
-use dinle_ebpf::offsets::{MISSING, Offsets};
+use dinle_ebpf::offsets::{MISSING, Offsets, Syscalls};
 
 /// An address in the kernel.
 pub type Ptr = *const c_void;
@@ -11,6 +11,19 @@ pub type Ptr = *const c_void;
 /// Set by the agent before it loads the programs.
 #[unsafe(no_mangle)]
 pub static OFFSETS: Offsets = Offsets::MISSING;
+
+/// Set by the agent before it loads the programs.
+#[unsafe(no_mangle)]
+pub static SYSCALLS: Syscalls = Syscalls::MISSING;
+
+/// The number of the system call of that name; as [`offset!`].
+macro_rules! syscall {
+    ($name:ident) => {
+        // SAFETY: a static is valid for reads.
+        unsafe { (&raw const $crate::kernel::SYSCALLS.$name).read_volatile() }
+    };
+}
+pub(crate) use syscall;
 
 /// The offset of that name. Volatile, so that the compiler does not take the initial value for the final one.
 macro_rules! offset {
@@ -25,6 +38,7 @@ pub(crate) use offset;
 pub trait Plain: Copy {}
 impl Plain for Ptr {}
 impl Plain for u8 {}
+impl Plain for u16 {}
 impl Plain for u32 {}
 impl Plain for i32 {}
 impl Plain for u64 {}

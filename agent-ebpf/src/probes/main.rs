@@ -11,10 +11,16 @@
     reason = "a double underscore separates the way from the hook, whose name may hold single ones"
 )]
 
+mod block;
+mod call;
+mod drop;
 mod emit;
+mod file;
 mod kernel;
 mod process;
 mod scope;
+mod task;
+mod tcp;
 mod tracker;
 
 #[panic_handler]

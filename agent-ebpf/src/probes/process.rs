@@ -1,13 +1,13 @@
 //! The sensor `process`: what ran, and how it ended.
 
 use aya_ebpf::{
-    helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_probe_read_user},
+    helpers::generated::{bpf_get_current_pid_tgid, bpf_probe_read_user},
     macros::{btf_tracepoint, map, raw_tracepoint},
     maps::{LruHashMap, PerCpuArray},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use dinle_ebpf::{
-    Exec, Exit, Fork, Kind, Task,
+    Exec, Exit, Fork, Kind,
     offsets::MISSING,
     process::{ARGS_MAX, CWD_DEPTH, CWD_MAX, FILENAME_MAX},
 };
@@ -16,6 +16,7 @@ use crate::{
     emit::{self, Scratch},
     kernel::{Ptr, at, offset, read, read_str},
     scope,
+    task::{fill_task, innermost_pid, leader, start_boot_ns},
 };
 
 // include/trace/events/sched.h: (struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)
@@ -280,17 +281,6 @@ fn status(task: Ptr, signal: Ptr) -> u32 {
     read(leader(task), offset!(task_exit_code))
 }
 
-/// The thread that stands for the task's process.
-#[inline(always)]
-fn leader(task: Ptr) -> Ptr {
-    read(task, offset!(task_group_leader))
-}
-
-#[inline(always)]
-fn start_boot_ns(task: Ptr) -> u64 {
-    read(leader(task), offset!(task_start_boottime))
-}
-
 #[inline(always)]
 fn fork(parent: Ptr, child: Ptr) -> i32 {
     let Some(subject) = scope::current(Kind::Fork) else {
@@ -311,52 +301,4 @@ fn fork(parent: Ptr, child: Ptr) -> i32 {
         }
     });
     0
-}
-
-/// Fills in who the current task is.
-///
-/// # Safety
-/// `to` is valid and `task` is the current task.
-#[inline(always)]
-unsafe fn fill_task(to: *mut Task, task: Ptr) {
-    // SAFETY: these helpers have no preconditions.
-    let (ids, owner) = unsafe { (bpf_get_current_pid_tgid(), bpf_get_current_uid_gid()) };
-    // SAFETY: the caller's promise.
-    let to = unsafe { &mut *to };
-    to.start_boot_ns = start_boot_ns(task);
-    to.pid = (ids >> 32) as u32;
-    to.tid = ids as u32;
-    to.uid = owner as u32;
-    to.gid = (owner >> 32) as u32;
-    to.pod_pid = innermost_pid(leader(task));
-    to.pod_tid = innermost_pid(task);
-    to.comm = read(task, offset!(task_comm));
-    let mut parent: Ptr = read(task, offset!(task_real_parent));
-    to.parent_comm = read(parent, offset!(task_comm));
-    let mut len = 0;
-    for slot in &mut to.ancestors {
-        let pid: u32 = read(parent, offset!(task_tgid));
-        // The idle task is nobody's ancestor.
-        if pid == 0 {
-            break;
-        }
-        *slot = pid;
-        len += 1;
-        parent = read(parent, offset!(task_real_parent));
-    }
-    to.ancestors_len = len;
-    to.ppid = to.ancestors[0];
-}
-
-/// A thread's id in its own PID namespace: the last element of `struct pid`'s numbers.
-#[inline(always)]
-fn innermost_pid(task: Ptr) -> u32 {
-    let (numbers, size) = (offset!(pid_numbers), offset!(upid_size));
-    if numbers == MISSING || size == MISSING {
-        return 0;
-    }
-    let pid: Ptr = read(task, offset!(task_thread_pid));
-    let level: u32 = read(pid, offset!(pid_level));
-    let last = at(pid, numbers.wrapping_add(level.wrapping_mul(size)));
-    read(last, offset!(upid_nr))
 }

@@ -191,7 +191,13 @@ impl Tally {
                     .for_each(|event| self.event(event, now));
             }
             Some(Message::Loss(loss)) => self.lost += loss.count,
-            Some(Message::Plan(_) | Message::Workload(_) | Message::Heartbeat(_)) | None => {}
+            Some(
+                Message::Plan(_)
+                | Message::Snapshot(_)
+                | Message::Workload(_)
+                | Message::Heartbeat(_),
+            )
+            | None => {}
         }
     }
 
@@ -211,7 +217,8 @@ impl Tally {
                 _ => {}
             },
             Some(Detail::Exit(_)) => self.exits += u64::from(self.pids.contains(&pid)),
-            Some(Detail::Fork(_)) | None => {}
+            // Not asked for.
+            Some(_) | None => {}
         }
     }
 }

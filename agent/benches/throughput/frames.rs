@@ -67,6 +67,7 @@ pub(crate) fn frames(kind: Kind) -> Vec<Vec<u8>> {
                 Kind::Exec => exec(number),
                 Kind::Exit => exit(number),
                 Kind::Fork => fork(number),
+                other => unreachable!("{other:?} is not measured here"),
             };
             [header.as_bytes(), &body].concat()
         })

@@ -365,7 +365,7 @@ fn feed(
     let (hub, subscribers) = (hub.clone(), case.subscribers as usize);
     join(thread::spawn(move || {
         pin(AGENT_CPU)?;
-        let mut router = Router::new(index, publisher, Arc::new(Stats::default()));
+        let mut router = Router::new(index, publisher, Arc::new(Stats::default()), Arc::default());
         let listeners = loop {
             let listeners: Vec<Arc<Listener>> = hub
                 .board()

@@ -41,6 +41,13 @@ impl Ledger {
         self.last_sequence = first_sequence + (events.len() as u64).saturating_sub(1);
     }
 
+    /// Rows of a snapshot count as events, and have no numbers.
+    pub(super) fn snapshot(&mut self, snapshot: &v1::Snapshot) {
+        for event in &snapshot.events {
+            *self.seen.entry(event.kind).or_default() += 1;
+        }
+    }
+
     pub(super) fn loss(&mut self, loss: &v1::Loss) {
         *self.told.entry((loss.kind, loss.stage)).or_default() += loss.count;
     }

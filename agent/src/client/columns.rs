@@ -5,6 +5,7 @@ use dinle_proto::v1::{self, event::Detail};
 use super::{
     table::{Table, Width},
     text::{self, NONE},
+    tools::{block, drop, file, tcp},
 };
 
 /// Hex digits of a container's id that tell it from its neighbours, as in `docker ps`.
@@ -78,10 +79,11 @@ impl Who {
 }
 
 /// An event and who did it.
-struct Seen<'a> {
-    event: &'a v1::Event,
-    process: &'a v1::Process,
-    who: &'a Who,
+pub(super) struct Seen<'a> {
+    pub(super) event: &'a v1::Event,
+    /// Empty where nobody knows who did it.
+    pub(super) process: &'a v1::Process,
+    pub(super) who: &'a Who,
     words: Words,
 }
 
@@ -94,12 +96,12 @@ pub(super) enum Words {
     Bcc { max: usize, quoted: bool },
 }
 
-struct Column {
+pub(super) struct Column {
     width: Width,
     cell: fn(&Seen<'_>) -> String,
 }
 
-const fn column(
+pub(super) const fn column(
     name: &'static str,
     start: usize,
     widest: usize,
@@ -114,47 +116,105 @@ const fn column(
 }
 
 // Starts fit what is usual. Names in Kubernetes may have 63 or 253 characters, of which the beginning tells most.
-const TIME: Column = column("TIME", 12, 12, |seen| text::clock(seen.event.time.as_ref()));
-const NODE: Column = column("NODE", 10, 32, |seen| seen.who.node.clone());
-const NAMESPACE: Column = column("NAMESPACE", 12, 32, |seen| seen.who.namespace.clone());
-const POD: Column = column("POD", 26, 48, |seen| seen.who.pod.clone());
-const CONTAINER: Column = column("CONTAINER", 14, 32, |seen| seen.who.container.clone());
+pub(super) const TIME: Column =
+    column("TIME", 12, 12, |seen| text::clock(seen.event.time.as_ref()));
+pub(super) const NODE: Column = column("NODE", 10, 32, |seen| seen.who.node.clone());
+pub(super) const NAMESPACE: Column = column("NAMESPACE", 12, 32, |seen| seen.who.namespace.clone());
+pub(super) const POD: Column = column("POD", 26, 48, |seen| seen.who.pod.clone());
+pub(super) const CONTAINER: Column = column("CONTAINER", 14, 32, |seen| seen.who.container.clone());
 const KIND: Column = column("KIND", 4, 16, |seen| text::kind(seen.event.kind));
-const PID: Column = column("PID", 7, 10, |seen| seen.process.pid.to_string());
-const PPID: Column = column("PPID", 7, 10, |seen| seen.process.ppid.to_string());
-const UID: Column = column("UID", 5, 10, |seen| seen.process.uid.to_string());
+pub(super) const PID: Column = column("PID", 7, 10, |seen| of_process(seen, seen.process.pid));
+pub(super) const PPID: Column = column("PPID", 7, 10, |seen| of_process(seen, seen.process.ppid));
+pub(super) const UID: Column = column("UID", 5, 10, |seen| of_process(seen, seen.process.uid));
 // 15 bytes at most.
-const COMM: Column = column("COMM", 15, 15, |seen| seen.process.comm.clone());
+pub(super) const COMM: Column = column("COMM", 15, 15, |seen| {
+    text::or_none(&seen.process.comm).to_owned()
+});
 const PCOMM: Column = column("PCOMM", 15, 15, |seen| seen.process.comm.clone());
-const CODE: Column = column("CODE", 7, 16, |seen| match &seen.event.detail {
-    Some(Detail::Exit(exit)) => text::code(exit),
-    Some(Detail::Exec(_) | Detail::Fork(_)) | None => NONE.to_owned(),
-});
-const DURATION: Column = column("DURATION", 9, 16, |seen| match &seen.event.detail {
-    Some(Detail::Exit(exit)) => text::seconds(exit.duration.as_ref()),
-    Some(Detail::Exec(_) | Detail::Fork(_)) | None => NONE.to_owned(),
-});
+const CODE: Column = column("CODE", 7, 16, |seen| outcome(seen.event).0);
+const DURATION: Column = column("DURATION", 9, 16, |seen| outcome(seen.event).1);
 // Only successful ones are seen.
 const RET: Column = column("RET", 3, 3, |_| "0".to_owned());
-const ARGS: Column = column("ARGS", 4, 160, |seen| match &seen.event.detail {
-    Some(Detail::Exec(exec)) => args(exec, seen.words),
-    Some(Detail::Fork(fork)) => format!("child {}", fork.child_pid),
-    Some(Detail::Exit(_)) | None => NONE.to_owned(),
-});
+const ARGS: Column = column("ARGS", 4, 160, summary);
+const DETAILS: Column = column("DETAILS", 7, 160, summary);
 const POD_PID: Column = column("POD-PID", 7, 10, |seen| seen.process.pod_pid.to_string());
 const TID: Column = column("TID", 7, 10, |seen| seen.process.tid.to_string());
-const PARENT: Column = column("PARENT", 15, 15, |seen| {
+pub(super) const PARENT: Column = column("PARENT", 15, 15, |seen| {
     text::or_none(&seen.process.parent_comm).to_owned()
 });
 const GID: Column = column("GID", 5, 10, |seen| seen.process.gid.to_string());
 const CONTAINER_ID: Column = column("CONTAINER-ID", 12, 12, |seen| seen.who.container_id.clone());
-const CWD: Column = column("CWD", 16, 48, |seen| match &seen.event.detail {
-    Some(Detail::Exec(exec)) if exec.cwd_truncated => format!("…{}", exec.cwd),
-    Some(Detail::Exec(exec)) => text::or_none(&exec.cwd).to_owned(),
-    Some(Detail::Exit(_) | Detail::Fork(_)) | None => NONE.to_owned(),
+const CWD: Column = column("CWD", 16, 48, |seen| {
+    let Some(Detail::Exec(exec)) = &seen.event.detail else {
+        return NONE.to_owned();
+    };
+    if exec.cwd_truncated {
+        format!("…{}", exec.cwd)
+    } else {
+        text::or_none(&exec.cwd).to_owned()
+    }
 });
 
 const WIDE: [Column; 6] = [POD_PID, TID, PARENT, GID, CONTAINER_ID, CWD];
+
+/// A number of a process, or `-` where nobody knows the process.
+fn of_process(seen: &Seen<'_>, number: u32) -> String {
+    match seen.process.pid {
+        0 => NONE.to_owned(),
+        _ => number.to_string(),
+    }
+}
+
+/// How something ended, and how long it took.
+fn outcome(event: &v1::Event) -> (String, String) {
+    let none = || NONE.to_owned();
+    let Some(detail) = &event.detail else {
+        return (none(), none());
+    };
+    match detail {
+        Detail::Exit(exit) => (text::code(exit), text::seconds(exit.duration.as_ref())),
+        Detail::FileOpen(open) => (text::errno(open.error), none()),
+        Detail::FileDelete(delete) => (text::errno(delete.error), none()),
+        Detail::TcpSession(session) => (
+            text::errno(session.error),
+            text::seconds(session.duration.as_ref()),
+        ),
+        Detail::TcpConnect(connect) => (
+            text::errno(connect.error),
+            text::seconds(connect.duration.as_ref()),
+        ),
+        Detail::BlockIo(io) => (text::errno(io.error), text::seconds(io.device.as_ref())),
+        Detail::Exec(_)
+        | Detail::Fork(_)
+        | Detail::TcpReset(_)
+        | Detail::TcpRetransmit(_)
+        | Detail::BlockLatency(_)
+        | Detail::Drop(_)
+        | Detail::DropCount(_) => (none(), none()),
+    }
+}
+
+/// What happened, in one cell.
+fn summary(seen: &Seen<'_>) -> String {
+    let Some(detail) = &seen.event.detail else {
+        return NONE.to_owned();
+    };
+    match detail {
+        Detail::Exec(exec) => args(exec, seen.words),
+        Detail::Fork(fork) => format!("child {}", fork.child_pid),
+        Detail::Exit(_) => NONE.to_owned(),
+        Detail::FileOpen(open) => file::open_summary(open),
+        Detail::FileDelete(delete) => file::delete_summary(delete),
+        Detail::TcpSession(session) => tcp::session_summary(session),
+        Detail::TcpConnect(connect) => tcp::connect_summary(connect),
+        Detail::TcpReset(reset) => tcp::reset_summary(reset),
+        Detail::TcpRetransmit(retransmit) => tcp::retransmit_summary(retransmit),
+        Detail::BlockIo(io) => block::io_summary(io),
+        Detail::BlockLatency(latency) => block::latency_summary(latency),
+        Detail::Drop(drop) => drop::sample_summary(drop),
+        Detail::DropCount(count) => drop::count_summary(count),
+    }
+}
 
 fn args(exec: &v1::Exec, words: Words) -> String {
     let v1::Exec {
@@ -199,15 +259,24 @@ pub(super) struct EventTable {
 
 impl EventTable {
     /// The columns of `dinle watch`.
-    pub(super) fn watch(wide: bool, terminal: bool, header: bool) -> Self {
+    pub(super) fn watch(kinds: &[v1::Kind], wide: bool, terminal: bool, header: bool) -> Self {
         let mut columns = vec![
             TIME, NODE, NAMESPACE, POD, CONTAINER, KIND, PID, PPID, UID, COMM, CODE, DURATION,
         ];
         if wide {
             columns.extend(WIDE);
         }
-        columns.push(ARGS);
+        let process = [v1::Kind::Exec, v1::Kind::Exit, v1::Kind::Fork];
+        let only_process = kinds.iter().all(|kind| process.contains(kind));
+        columns.push(if only_process { ARGS } else { DETAILS });
         Self::new(columns, Words::Shell, terminal, header)
+    }
+
+    /// The columns of a tool, behind TIME, NODE, NAMESPACE, POD and CONTAINER.
+    pub(super) fn tool(columns: Vec<Column>, terminal: bool, header: bool) -> Self {
+        let mut all = vec![TIME, NODE, NAMESPACE, POD, CONTAINER];
+        all.extend(columns);
+        Self::new(all, Words::Shell, terminal, header)
     }
 
     /// The columns of `dinle execsnoop`.
@@ -380,7 +449,10 @@ mod tests {
             (exit(0, 0), Who::new(&host, "node-1")),
         ];
         assert_eq!(
-            squeezed(EventTable::watch(false, false, true), &events),
+            squeezed(
+                EventTable::watch(&[v1::Kind::Exec], false, false, true),
+                &events
+            ),
             [
                 "TIME NODE NAMESPACE POD CONTAINER KIND PID PPID UID COMM CODE DURATION ARGS",
                 "22:13:20.007 node-1 shop web-0 app exec 4242 4000 1000 ls - - ls -l 'a b'",
@@ -395,7 +467,7 @@ mod tests {
     #[test]
     fn columns_stand_below_their_names() {
         let mut out = Vec::new();
-        let mut table = EventTable::watch(false, false, true);
+        let mut table = EventTable::watch(&[v1::Kind::Exec], false, false, true);
         table.header(&mut out).expect("a Vec takes all");
         table
             .event(&exec(&["ls"]), &web(), &mut out)
@@ -415,7 +487,10 @@ mod tests {
             (exit(0, 0), web()),
         ];
         assert_eq!(
-            squeezed(EventTable::watch(true, false, true), &events),
+            squeezed(
+                EventTable::watch(&[v1::Kind::Exec], true, false, true),
+                &events
+            ),
             [
                 "TIME NODE NAMESPACE POD CONTAINER KIND PID PPID UID COMM CODE DURATION \
                  POD-PID TID PARENT GID CONTAINER-ID CWD ARGS",
@@ -517,7 +592,10 @@ mod tests {
         if let Some(process) = &mut event.process {
             process.comm = "a\nb".to_owned();
         }
-        let lines = squeezed(EventTable::watch(false, true, false), &[(event, web())]);
+        let lines = squeezed(
+            EventTable::watch(&[v1::Kind::Exec], false, true, false),
+            &[(event, web())],
+        );
         assert_eq!(
             lines,
             ["22:13:20.007 node-1 shop web-0 app exec 4242 4000 1000 a\\nb - - ls $'\\u001b[2J'"]

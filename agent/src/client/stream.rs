@@ -28,6 +28,24 @@ pub(super) enum Format {
     Json(Json),
     /// Every message as JSON.
     Raw(Json),
+    /// As a tool wants it.
+    Custom(Box<dyn Printer>),
+}
+
+/// Prints what a stream brings in a way of its own.
+pub(super) trait Printer {
+    /// An event, or a row of a snapshot.
+    fn event(&mut self, event: &v1::Event, who: &Who, out: &mut dyn io::Write) -> io::Result<()>;
+
+    /// All rows of a snapshot have been given.
+    fn snapshot_end(&mut self, _: &v1::Snapshot, _: &mut dyn io::Write) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The stream is over.
+    fn end(&mut self, _: &mut dyn io::Write) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What a client makes of a stream.
@@ -127,7 +145,16 @@ impl View {
             }
             Message::Batch(batch) => {
                 self.ledger.batch(batch);
-                self.print(batch, screen)?;
+                self.print_events(&batch.events, screen)?;
+                screen.out.flush()?;
+            }
+            Message::Snapshot(snapshot) => {
+                self.ledger.snapshot(snapshot);
+                self.print_events(&snapshot.events, screen)?;
+                if let Format::Custom(printer) = &mut self.format {
+                    printer.snapshot_end(snapshot, screen.out)?;
+                }
+                screen.out.flush()?;
             }
             Message::Loss(loss) => {
                 self.ledger.loss(loss);
@@ -161,24 +188,32 @@ impl View {
         self.names.insert(workload.cgroup_id, who);
     }
 
-    fn print(&mut self, batch: &v1::EventBatch, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+    fn print_events(
+        &mut self,
+        events: &[v1::Event],
+        screen: &mut Screen<'_>,
+    ) -> anyhow::Result<()> {
+        let unknown = Who::unknown(&self.node);
+        let who = |event: &v1::Event| self.names.get(&event.cgroup_id).unwrap_or(&unknown);
         match &mut self.format {
             Format::Table(table) => {
-                let unknown = Who::unknown(&self.node);
-                for event in &batch.events {
-                    let who = self.names.get(&event.cgroup_id).unwrap_or(&unknown);
-                    table.event(event, who, screen.out)?;
+                for event in events {
+                    table.event(event, who(event), screen.out)?;
+                }
+            }
+            Format::Custom(printer) => {
+                for event in events {
+                    printer.event(event, who(event), screen.out)?;
                 }
             }
             Format::Json(json) => {
-                for event in &batch.events {
+                for event in events {
                     json.line(event, screen.out)?;
                 }
             }
             // Printed as a message already.
             Format::Raw(_) => {}
         }
-        screen.out.flush()?;
         Ok(())
     }
 
@@ -189,6 +224,9 @@ impl View {
         address: &Uri,
         screen: &mut Screen<'_>,
     ) -> anyhow::Result<ExitCode> {
+        if let Format::Custom(mut printer) = self.format {
+            printer.end(screen.out)?;
+        }
         screen.out.flush()?;
         screen.say(&self.ledger.summary())?;
         match ending {

@@ -66,6 +66,7 @@ pub(super) fn loss(loss: &v1::Loss) -> String {
         Ok(v1::LossStage::Agent) => ("", "the agent could not read them"),
         Ok(v1::LossStage::ClientQueue) => ("", "this client read too slowly"),
         Ok(v1::LossStage::RateLimit) => ("", "a rate limit dropped them"),
+        Ok(v1::LossStage::KernelTable) => ("", "a table in the kernel was full"),
         Ok(v1::LossStage::Unspecified) | Err(_) => ("", "a newer dinle knows why"),
     };
     let plural = if *count == 1 { "" } else { "s" };
@@ -141,6 +142,105 @@ pub(super) fn code(exit: &v1::Exit) -> String {
     match signal {
         0 => format!("{code}{core}"),
         signal => format!("{}{core}", signal_name(*signal)),
+    }
+}
+
+/// The name of an error of errno(3): `ENOENT`; `0` for none.
+pub(super) fn errno(number: u32) -> String {
+    // include/uapi/asm-generic/errno-base.h and errno.h: those that files, sockets and disks give.
+    let name = match number {
+        0 => "0",
+        1 => "EPERM",
+        2 => "ENOENT",
+        4 => "EINTR",
+        5 => "EIO",
+        6 => "ENXIO",
+        9 => "EBADF",
+        11 => "EAGAIN",
+        12 => "ENOMEM",
+        13 => "EACCES",
+        14 => "EFAULT",
+        16 => "EBUSY",
+        17 => "EEXIST",
+        18 => "EXDEV",
+        19 => "ENODEV",
+        20 => "ENOTDIR",
+        21 => "EISDIR",
+        22 => "EINVAL",
+        23 => "ENFILE",
+        24 => "EMFILE",
+        26 => "ETXTBSY",
+        27 => "EFBIG",
+        28 => "ENOSPC",
+        30 => "EROFS",
+        32 => "EPIPE",
+        36 => "ENAMETOOLONG",
+        39 => "ENOTEMPTY",
+        40 => "ELOOP",
+        75 => "EOVERFLOW",
+        95 => "EOPNOTSUPP",
+        97 => "EAFNOSUPPORT",
+        98 => "EADDRINUSE",
+        99 => "EADDRNOTAVAIL",
+        100 => "ENETDOWN",
+        101 => "ENETUNREACH",
+        103 => "ECONNABORTED",
+        104 => "ECONNRESET",
+        110 => "ETIMEDOUT",
+        111 => "ECONNREFUSED",
+        113 => "EHOSTUNREACH",
+        115 => "EINPROGRESS",
+        116 => "ESTALE",
+        121 => "EREMOTEIO",
+        122 => "EDQUOT",
+        _ => return format!("E{number}"),
+    };
+    name.to_owned()
+}
+
+/// Bytes as people say them: `1.5K`, `20M`.
+pub(super) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
+    let mut value = bytes as f64;
+    let mut unit = "";
+    for next in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    if unit.is_empty() || value >= 100.0 {
+        format!("{value:.0}{unit}")
+    } else {
+        format!("{value:.1}{unit}")
+    }
+}
+
+/// A span in milliseconds, as the tools for disks and connections print it: `12.34`.
+pub(super) fn milliseconds(span: Option<&prost_types::Duration>) -> String {
+    match span {
+        Some(prost_types::Duration { seconds, nanos }) => {
+            format!("{:.2}", *seconds as f64 * 1e3 + f64::from(*nanos) / 1e6)
+        }
+        None => NONE.to_owned(),
+    }
+}
+
+/// `10.0.0.1:80`, `[::1]:80`, or the pod's name where it is known.
+pub(super) fn endpoint(end: Option<&v1::Endpoint>) -> String {
+    let Some(v1::Endpoint {
+        address,
+        port,
+        workload,
+    }) = end
+    else {
+        return NONE.to_owned();
+    };
+    match workload {
+        Some(workload) => format!("{}/{}:{port}", workload.namespace, workload.pod),
+        None if address.contains(':') => format!("[{address}]:{port}"),
+        None => format!("{address}:{port}"),
     }
 }
 

@@ -42,7 +42,7 @@ Examples:
 /// Arguments of `dinle watch`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Watch {
-    /// Kinds of events, separated with commas: exec, exit, fork [default: exec and exit; with --binary only exec, with --failed only exit]
+    /// Kinds of events, separated with commas, such as exec, exit, file_delete, tcp_session; a wrong one lists them all [default: exec and exit; with --binary only exec, with --failed only exit]
     #[arg(long, value_name = "KINDS", value_delimiter = ',', value_parser = parse_kind)]
     kinds: Vec<v1::Kind>,
     /// How to print: text in columns, with more columns, or protobuf JSON with one event a line
@@ -70,6 +70,7 @@ pub struct Watch {
 impl Watch {
     pub(super) async fn run(self, screen: &mut Screen<'_>) -> anyhow::Result<ExitCode> {
         let request = self.request();
+        let kinds: Vec<v1::Kind> = request.kinds().collect();
         let Self {
             output,
             no_header,
@@ -98,7 +99,7 @@ impl Watch {
                 return listen(request, format, &bounds, &connection.address, screen).await;
             }
         };
-        let table = EventTable::watch(wide, screen.terminal, !no_header);
+        let table = EventTable::watch(&kinds, wide, screen.terminal, !no_header);
         let format = Format::Table(table);
         listen(request, format, &bounds, &connection.address, screen).await
     }
@@ -216,7 +217,7 @@ impl Execsnoop {
     }
 }
 
-fn request(
+pub(super) fn request(
     kinds: &[v1::Kind],
     selection: &Selection,
     filter: v1::Filter,
@@ -241,7 +242,7 @@ fn request(
 }
 
 /// Asks for the stream and prints it, or asks what it would be.
-async fn listen(
+pub(super) async fn listen(
     request: v1::SubscribeRequest,
     format: Format,
     bounds: &Bounds,
@@ -256,7 +257,7 @@ async fn listen(
         let v1::ExplainResponse { plan } = answer(address, client.explain(request)).await?;
         let plan = plan.unwrap_or_default();
         match format {
-            Format::Table(_) => pages::plan(&plan, screen.out)?,
+            Format::Table(_) | Format::Custom(_) => pages::plan(&plan, screen.out)?,
             Format::Json(_) | Format::Raw(_) => Json::of("Plan")?.line(&plan, screen.out)?,
         }
         return Ok(ExitCode::SUCCESS);

@@ -3,9 +3,9 @@
 use dinle_ebpf::{Exec, Exit, Fork, Task};
 use dinle_proto::v1::{self, event::Detail};
 
-use super::{Clock, DecodeError, parts, read, text, utf8};
+use super::{Clock, DecodeError, Decoded, arguments, components, parts, read, text};
 
-pub(super) fn exec(body: &[u8]) -> Result<(Task, v1::Kind, Detail), DecodeError> {
+pub(super) fn exec(body: &[u8]) -> Result<Decoded, DecodeError> {
     let (exec, tail) = read::<Exec>(body)?;
     let Exec {
         task,
@@ -26,10 +26,10 @@ pub(super) fn exec(body: &[u8]) -> Result<(Task, v1::Kind, Detail), DecodeError>
         cwd_truncated: flags & Exec::CWD_CUT != 0,
         filename_truncated: flags & Exec::FILENAME_CUT != 0,
     };
-    Ok((task, v1::Kind::Exec, Detail::Exec(detail)))
+    Ok((Some(task), Detail::Exec(detail)))
 }
 
-pub(super) fn exit(body: &[u8], boot_ns: u64) -> Result<(Task, v1::Kind, Detail), DecodeError> {
+pub(super) fn exit(body: &[u8], boot_ns: u64) -> Result<Decoded, DecodeError> {
     let (
         Exit {
             task,
@@ -47,10 +47,10 @@ pub(super) fn exit(body: &[u8], boot_ns: u64) -> Result<(Task, v1::Kind, Detail)
         // Nanoseconds since boot fit by far.
         duration: prost_types::Duration::try_from(lived).ok(),
     };
-    Ok((task, v1::Kind::Exit, Detail::Exit(detail)))
+    Ok((Some(task), Detail::Exit(detail)))
 }
 
-pub(super) fn fork(body: &[u8]) -> Result<(Task, v1::Kind, Detail), DecodeError> {
+pub(super) fn fork(body: &[u8]) -> Result<Decoded, DecodeError> {
     let (fork, tail) = read::<Fork>(body)?;
     let [] = parts::<Fork, 0>(tail, [])?;
     let Fork {
@@ -64,7 +64,7 @@ pub(super) fn fork(body: &[u8]) -> Result<(Task, v1::Kind, Detail), DecodeError>
         child_pod_pid,
         child_start_boot_ns,
     };
-    Ok((task, v1::Kind::Fork, Detail::Fork(detail)))
+    Ok((Some(task), Detail::Fork(detail)))
 }
 
 /// The contract's view of a task.
@@ -99,28 +99,13 @@ pub(super) fn process(task: &Task, clock: Clock) -> v1::Process {
     }
 }
 
-/// Each argument ends with a NUL; where they were cut, the last one may not.
-fn arguments(bytes: &[u8]) -> Vec<String> {
-    let whole = bytes.strip_suffix(&[0]).unwrap_or(bytes);
-    if bytes.is_empty() {
-        return Vec::new();
-    }
-    let mut args = Vec::with_capacity(1 + whole.iter().filter(|&&byte| byte == 0).count());
-    args.extend(whole.split(|&byte| byte == 0).map(utf8));
-    args
-}
-
-/// Components come innermost first, each with a NUL.
+/// A working directory of its components.
 fn directory(bytes: &[u8], flags: u16) -> String {
     if flags & (Exec::CWD_KNOWN | Exec::CWD_CUT) == 0 {
         return String::new();
     }
     let mut path = String::new();
-    for name in bytes
-        .split(|&byte| byte == 0)
-        .rev()
-        .filter(|name| !name.is_empty())
-    {
+    for name in components(bytes).rev() {
         path.push('/');
         path.push_str(&String::from_utf8_lossy(name));
     }
@@ -215,7 +200,11 @@ pub(super) mod tests {
 
     fn decoded(frame: &[u8]) -> v1::Event {
         let envelope = super::super::open(frame).expect("a frame");
-        super::super::decode(&envelope, Clock::default()).expect("a frame")
+        super::super::decode(
+            &envelope,
+            &super::super::Context::new(0, std::sync::Arc::default()),
+        )
+        .expect("a frame")
     }
 
     fn decoded_exec(frame: &[u8]) -> v1::Exec {

@@ -1,10 +1,13 @@
 //! Which events of the workloads.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
-use dinle_proto::v1;
+use dinle_proto::v1::{self, event::Detail};
 
-use super::{Invalid, Kinds, check_elements, pattern::Pattern};
+use super::{Invalid, Kinds, check_elements, parse_duration, pattern::Pattern};
 
 /// Pids that a [`Family`] remembers: as many processes as a busy node runs, in about 3 MiB.
 const FAMILY_MAX: usize = 65_536;
@@ -17,6 +20,54 @@ pub struct Filter {
     uids: Vec<u32>,
     pids: Vec<v1::PidMatch>,
     exit_failed: bool,
+    path: Vec<Pattern>,
+    failed: bool,
+    write: bool,
+    create: bool,
+    ports: Vec<u32>,
+    min_duration: Option<Duration>,
+}
+
+/// What of a kind a filter leaves out in any case, so that nobody need tell it: `Narrow::default()` leaves out nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Narrow {
+    /// Only what failed.
+    pub failed: bool,
+    /// Only opens for writing.
+    pub write: bool,
+    /// Only opens that may create.
+    pub create: bool,
+    /// Only what took at least so long.
+    pub min_duration: Duration,
+    /// Only paths that begin so.
+    pub prefix: String,
+}
+
+impl Narrow {
+    /// What both leave out.
+    pub fn join(self, other: &Self) -> Self {
+        let Self {
+            failed,
+            write,
+            create,
+            min_duration,
+            mut prefix,
+        } = self;
+        prefix.truncate(common(&prefix, &other.prefix));
+        Self {
+            failed: failed && other.failed,
+            write: write && other.write,
+            create: create && other.create,
+            min_duration: min_duration.min(other.min_duration),
+            prefix,
+        }
+    }
+}
+
+/// Bytes that two texts begin with alike.
+fn common(a: &str, b: &str) -> usize {
+    let alike = a.chars().zip(b.chars()).take_while(|(a, b)| a == b);
+    alike.map(|(a, _)| a.len_utf8()).sum()
 }
 
 impl Filter {
@@ -28,34 +79,94 @@ impl Filter {
             uids,
             pids,
             exit_failed,
+            path,
+            failed,
+            write,
+            create,
+            ports,
+            min_duration,
         } = filter.unwrap_or(&empty);
 
-        if !binary.is_empty()
-            && let Some(kind) = kinds.iter().find(|kind| !has_binary(*kind))
-        {
-            return Err(Invalid::new(
+        // What is asked for, its field, who can answer, and why the others cannot.
+        let asked = [
+            (
+                !binary.is_empty(),
                 "filter.binary",
-                format!(
-                    "{} does not tell the program's path; ask for KIND_EXEC alone, or use `filter.comm`",
-                    kind.as_str_name()
-                ),
-            ));
-        }
-        if *exit_failed && let Some(kind) = kinds.iter().find(|kind| !has_exit_code(*kind)) {
-            return Err(Invalid::new(
+                has_binary as fn(v1::Kind) -> bool,
+                "does not tell the program's path; ask for KIND_EXEC alone, or use `filter.comm`",
+            ),
+            (
+                *exit_failed,
                 "filter.exit_failed",
-                format!(
-                    "{} does not tell how a process ended; ask for KIND_EXIT alone",
-                    kind.as_str_name()
-                ),
-            ));
+                has_exit_code,
+                "does not tell how a process ended; ask for KIND_EXIT alone",
+            ),
+            (
+                !path.is_empty(),
+                "filter.path",
+                has_path,
+                "is not about files; ask for KIND_FILE_OPEN and KIND_FILE_DELETE alone",
+            ),
+            (
+                *failed,
+                "filter.failed",
+                has_error,
+                "does not tell what failed; ask for KIND_FILE_OPEN, KIND_FILE_DELETE and KIND_BLOCK_IO alone",
+            ),
+            (
+                *write,
+                "filter.write",
+                is_open,
+                "is no open of a file; ask for KIND_FILE_OPEN alone",
+            ),
+            (
+                *create,
+                "filter.create",
+                is_open,
+                "is no open of a file; ask for KIND_FILE_OPEN alone",
+            ),
+            (
+                !ports.is_empty(),
+                "filter.ports",
+                has_ports,
+                "has no ports; ask for the kinds of TCP and drops alone",
+            ),
+            (
+                min_duration.is_some(),
+                "filter.min_duration",
+                has_duration,
+                "does not tell how long something took; ask for KIND_TCP_SESSION and KIND_BLOCK_IO alone",
+            ),
+            (
+                !(comm.is_empty() && uids.is_empty() && pids.is_empty()),
+                "filter",
+                has_process,
+                "does not tell of processes; leave out `comm`, `uids` and `pids`",
+            ),
+        ];
+        for (asked, field, answers, problem) in asked {
+            if asked && let Some(kind) = kinds.iter().find(|kind| !answers(*kind)) {
+                let name = kind.as_str_name();
+                return Err(Invalid::new(field, format!("{name} {problem}")));
+            }
         }
         check_elements("filter.uids", uids)?;
         check_elements("filter.pids", pids)?;
+        check_elements("filter.ports", ports)?;
         if let Some(index) = pids.iter().position(|rule| rule.pid == 0) {
             return Err(Invalid::new(
                 format!("filter.pids[{index}].pid"),
                 "is 0, which is the kernel's idle task; name a process by its id in the host's PID namespace",
+            ));
+        }
+        if let Some((index, port)) = ports
+            .iter()
+            .enumerate()
+            .find(|(_, port)| !(1..=u32::from(u16::MAX)).contains(*port))
+        {
+            return Err(Invalid::new(
+                format!("filter.ports[{index}]"),
+                format!("is {port}; ports are from 1 to 65535"),
             ));
         }
         Ok(Self {
@@ -64,6 +175,15 @@ impl Filter {
             uids: uids.clone(),
             pids: pids.clone(),
             exit_failed: *exit_failed,
+            path: parse_matches("filter.path", path)?,
+            failed: *failed,
+            write: *write,
+            create: *create,
+            ports: ports.clone(),
+            min_duration: match min_duration {
+                Some(span) => Some(parse_duration("filter.min_duration", span)?),
+                None => None,
+            },
         })
     }
 
@@ -71,6 +191,19 @@ impl Filter {
     pub fn hears(&self) -> Kinds {
         let descendants = self.pids.iter().any(|rule| rule.descendants);
         descendants.then_some(v1::Kind::Fork).into_iter().collect()
+    }
+
+    /// What it leaves out of every kind that it can be asked about.
+    pub fn narrow(&self) -> Narrow {
+        let prefixes = self.path.iter().map(Pattern::literal_prefix);
+        let shared = prefixes.reduce(|a, b| &a[..common(a, b)]);
+        Narrow {
+            failed: self.failed,
+            write: self.write,
+            create: self.create,
+            min_duration: self.min_duration.unwrap_or_default(),
+            prefix: shared.unwrap_or_default().to_owned(),
+        }
     }
 
     /// Whether the subscriber wants this event of a workload and a kind that it asked for.
@@ -83,39 +216,219 @@ impl Filter {
             uids,
             pids,
             exit_failed,
+            path,
+            failed,
+            write,
+            create,
+            ports,
+            min_duration,
         } = self;
         let process = event.process.as_ref();
         // First, because `family` learns from it whatever the others say.
         let pid = pids.is_empty() || process.is_some_and(|p| match_pids(pids, event, p, family));
-        pid && (comm.is_empty() || process.is_some_and(|p| comm.iter().any(|c| c.matches(&p.comm))))
+        if !pid {
+            return false;
+        }
+        let facts = Facts::of(event);
+        (comm.is_empty() || process.is_some_and(|p| comm.iter().any(|c| c.matches(&p.comm))))
             && (uids.is_empty() || process.is_some_and(|p| uids.contains(&p.uid)))
-            && (binary.is_empty()
-                || match &event.detail {
-                    Some(v1::event::Detail::Exec(exec)) => {
-                        binary.iter().any(|b| b.matches(&exec.filename))
-                    }
-                    Some(v1::event::Detail::Exit(_) | v1::event::Detail::Fork(_)) | None => false,
-                })
-            && (!exit_failed
-                || match &event.detail {
-                    Some(v1::event::Detail::Exit(exit)) => exit.code != 0 || exit.signal != 0,
-                    Some(v1::event::Detail::Exec(_) | v1::event::Detail::Fork(_)) | None => false,
-                })
+            && (binary.is_empty() || binary.iter().any(|b| b.matches(facts.binary)))
+            && (!exit_failed || facts.exit_failed)
+            && (path.is_empty() || path.iter().any(|p| p.matches(facts.path)))
+            && (!failed || facts.error != 0)
+            && (!write || facts.open_flags & O_ACCMODE != O_RDONLY)
+            && (!create || facts.open_flags & O_CREAT != 0)
+            && (ports.is_empty() || facts.ports.iter().any(|port| ports.contains(port)))
+            && min_duration.is_none_or(|least| facts.took.is_some_and(|took| took >= least))
+    }
+}
+
+// include/uapi/asm-generic/fcntl.h; the same on x86-64 and arm64.
+const O_ACCMODE: u32 = 3;
+const O_RDONLY: u32 = 0;
+const O_CREAT: u32 = 0o100;
+
+/// What filters ask of an event.
+#[derive(Default)]
+struct Facts<'a> {
+    binary: &'a str,
+    exit_failed: bool,
+    path: &'a str,
+    error: u32,
+    open_flags: u32,
+    ports: [u32; 2],
+    took: Option<Duration>,
+}
+
+impl<'a> Facts<'a> {
+    fn of(event: &'a v1::Event) -> Self {
+        let ports = |a: &Option<v1::Endpoint>, b: &Option<v1::Endpoint>| {
+            [a, b].map(|end| end.as_ref().map_or(0, |end| end.port))
+        };
+        let span = |span: &Option<prost_types::Duration>| {
+            span.and_then(|span| Duration::try_from(span).ok())
+        };
+        // One arm for each kind: a new one does not compile until it says what it can be asked.
+        match &event.detail {
+            None | Some(Detail::Fork(_) | Detail::BlockLatency(_)) => Self::default(),
+            Some(Detail::Exec(exec)) => Self {
+                binary: &exec.filename,
+                ..Self::default()
+            },
+            Some(Detail::Exit(exit)) => Self {
+                exit_failed: exit.code != 0 || exit.signal != 0,
+                ..Self::default()
+            },
+            Some(Detail::FileOpen(open)) => Self {
+                path: &open.path,
+                error: open.error,
+                open_flags: open.flags,
+                ..Self::default()
+            },
+            Some(Detail::FileDelete(delete)) => Self {
+                path: &delete.path,
+                error: delete.error,
+                ..Self::default()
+            },
+            Some(Detail::TcpSession(session)) => Self {
+                ports: ports(&session.local, &session.remote),
+                took: span(&session.duration),
+                ..Self::default()
+            },
+            Some(Detail::TcpConnect(connect)) => Self {
+                ports: ports(&connect.local, &connect.remote),
+                ..Self::default()
+            },
+            Some(Detail::TcpReset(reset)) => Self {
+                ports: ports(&reset.local, &reset.remote),
+                ..Self::default()
+            },
+            Some(Detail::TcpRetransmit(retransmit)) => Self {
+                ports: ports(&retransmit.local, &retransmit.remote),
+                ..Self::default()
+            },
+            Some(Detail::BlockIo(io)) => Self {
+                error: io.error,
+                took: Some(
+                    span(&io.queued).unwrap_or_default() + span(&io.device).unwrap_or_default(),
+                ),
+                ..Self::default()
+            },
+            Some(Detail::Drop(drop)) => Self {
+                ports: ports(&drop.source, &drop.destination),
+                ..Self::default()
+            },
+            Some(Detail::DropCount(count)) => Self {
+                ports: [count.port, 0],
+                ..Self::default()
+            },
+        }
+    }
+}
+
+/// What a kind can be asked.
+struct Answers {
+    binary: bool,
+    exit_code: bool,
+    path: bool,
+    error: bool,
+    open: bool,
+    ports: bool,
+    duration: bool,
+    process: bool,
+}
+
+impl Answers {
+    const NONE: Self = Self {
+        binary: false,
+        exit_code: false,
+        path: false,
+        error: false,
+        open: false,
+        ports: false,
+        duration: false,
+        process: true,
+    };
+
+    const fn of(kind: v1::Kind) -> Self {
+        match kind {
+            v1::Kind::Unspecified | v1::Kind::Fork => Self::NONE,
+            v1::Kind::Exec => Self {
+                binary: true,
+                ..Self::NONE
+            },
+            v1::Kind::Exit => Self {
+                exit_code: true,
+                ..Self::NONE
+            },
+            v1::Kind::FileOpen => Self {
+                path: true,
+                error: true,
+                open: true,
+                ..Self::NONE
+            },
+            v1::Kind::FileDelete => Self {
+                path: true,
+                error: true,
+                ..Self::NONE
+            },
+            v1::Kind::TcpSession => Self {
+                ports: true,
+                duration: true,
+                ..Self::NONE
+            },
+            v1::Kind::TcpConnect | v1::Kind::TcpReset | v1::Kind::TcpRetransmit => Self {
+                ports: true,
+                ..Self::NONE
+            },
+            v1::Kind::BlockIo => Self {
+                error: true,
+                duration: true,
+                ..Self::NONE
+            },
+            v1::Kind::BlockLatency => Self {
+                process: false,
+                ..Self::NONE
+            },
+            v1::Kind::Drop | v1::Kind::DropCount => Self {
+                ports: true,
+                process: false,
+                ..Self::NONE
+            },
+        }
     }
 }
 
 fn has_binary(kind: v1::Kind) -> bool {
-    match kind {
-        v1::Kind::Exec => true,
-        v1::Kind::Unspecified | v1::Kind::Exit | v1::Kind::Fork => false,
-    }
+    Answers::of(kind).binary
 }
 
 fn has_exit_code(kind: v1::Kind) -> bool {
-    match kind {
-        v1::Kind::Exit => true,
-        v1::Kind::Unspecified | v1::Kind::Exec | v1::Kind::Fork => false,
-    }
+    Answers::of(kind).exit_code
+}
+
+fn has_path(kind: v1::Kind) -> bool {
+    Answers::of(kind).path
+}
+
+fn has_error(kind: v1::Kind) -> bool {
+    Answers::of(kind).error
+}
+
+fn is_open(kind: v1::Kind) -> bool {
+    Answers::of(kind).open
+}
+
+fn has_ports(kind: v1::Kind) -> bool {
+    Answers::of(kind).ports
+}
+
+fn has_duration(kind: v1::Kind) -> bool {
+    Answers::of(kind).duration
+}
+
+fn has_process(kind: v1::Kind) -> bool {
+    Answers::of(kind).process
 }
 
 fn parse_matches(field: &str, matches: &[v1::StringMatch]) -> Result<Vec<Pattern>, Invalid> {
@@ -160,14 +473,26 @@ fn match_pids(
             && (family.contains_process(pid, start)
                 || ancestors.iter().any(|ancestor| family.contains(*ancestor)));
     match &event.detail {
-        Some(v1::event::Detail::Exec(_)) if descends => family.remember(pid, start),
+        Some(Detail::Exec(_)) if descends => family.remember(pid, start),
         // The pid is someone else's now.
-        Some(v1::event::Detail::Exec(_)) | Some(v1::event::Detail::Exit(_)) => family.forget(pid),
-        Some(v1::event::Detail::Fork(fork)) if descends => {
+        Some(Detail::Exec(_)) | Some(Detail::Exit(_)) => family.forget(pid),
+        Some(Detail::Fork(fork)) if descends => {
             family.remember(fork.child_pid, fork.child_start_boot_ns);
         }
-        Some(v1::event::Detail::Fork(fork)) => family.forget(fork.child_pid),
-        None => {}
+        Some(Detail::Fork(fork)) => family.forget(fork.child_pid),
+        Some(
+            Detail::FileOpen(_)
+            | Detail::FileDelete(_)
+            | Detail::TcpSession(_)
+            | Detail::TcpConnect(_)
+            | Detail::TcpReset(_)
+            | Detail::TcpRetransmit(_)
+            | Detail::BlockIo(_)
+            | Detail::BlockLatency(_)
+            | Detail::Drop(_)
+            | Detail::DropCount(_),
+        )
+        | None => {}
     }
     descends || rules.iter().any(|rule| rule.pid == pid)
 }
@@ -213,7 +538,7 @@ impl Family {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use v1::{event::Detail, string_match};
+    use v1::string_match;
 
     fn exec(pid: u32, ancestors: &[u32]) -> v1::Event {
         v1::Event {

@@ -12,7 +12,12 @@ pub(super) enum Pattern {
     /// Begins with this.
     Prefix(String),
     /// Matches this glob.
-    Glob(GlobSet),
+    Glob {
+        /// It, compiled.
+        set: GlobSet,
+        /// What it begins with before its first special character.
+        literal: String,
+    },
 }
 
 impl Pattern {
@@ -38,7 +43,11 @@ impl Pattern {
             // A set, because a matcher of a single glob panics where the set returns an error.
             .and_then(|glob| GlobSet::new([glob]));
         match compiled {
-            Ok(set) => Ok(Self::Glob(set)),
+            Ok(set) => {
+                let special = text.find(['*', '?', '[', '{', '\\']);
+                let literal = text[..special.unwrap_or(text.len())].to_owned();
+                Ok(Self::Glob { set, literal })
+            }
             Err(error) => Err(Invalid::new(
                 field,
                 format!(
@@ -68,7 +77,14 @@ impl Pattern {
         match self {
             Self::Exact(exact) => text == exact,
             Self::Prefix(prefix) => text.starts_with(prefix),
-            Self::Glob(set) => set.is_match(text),
+            Self::Glob { set, .. } => set.is_match(text),
+        }
+    }
+
+    /// What everything that matches begins with.
+    pub(super) fn literal_prefix(&self) -> &str {
+        match self {
+            Self::Exact(text) | Self::Prefix(text) | Self::Glob { literal: text, .. } => text,
         }
     }
 }

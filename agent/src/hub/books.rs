@@ -18,15 +18,18 @@ pub enum Stage {
     Agent,
     /// The client reads too slowly.
     ClientQueue,
+    /// A table of the kernel's was full.
+    KernelTable,
 }
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::KernelRing,
         Self::KernelSkipped,
         Self::Agent,
         Self::ClientQueue,
+        Self::KernelTable,
     ];
 
     /// The contract's name.
@@ -36,6 +39,7 @@ impl Stage {
             Self::KernelSkipped => LossStage::KernelSkipped,
             Self::Agent => LossStage::Agent,
             Self::ClientQueue => LossStage::ClientQueue,
+            Self::KernelTable => LossStage::KernelTable,
         }
     }
 
@@ -46,6 +50,7 @@ impl Stage {
             Self::KernelSkipped => "kernel_skipped",
             Self::Agent => "agent",
             Self::ClientQueue => "client_queue",
+            Self::KernelTable => "kernel_table",
         }
     }
 }

@@ -1,10 +1,11 @@
 //! What all listeners together want of the kernel.
 
-use std::{collections::HashMap, convert::Infallible, sync::Arc};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use dinle_proto::v1;
 
 use super::Hub;
+use crate::filter::{Narrow, Request};
 
 /// What is wanted of one cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,10 @@ pub struct Demand {
     pub kinds: u64,
     /// Pods are counted in other slots than before, or told to others: the reader must know before the kernel does.
     pub moved: bool,
+    /// What nobody asks for of each of the kinds.
+    pub narrow: Vec<(v1::Kind, Narrow)>,
+    /// Shortest time between two reports on a session that somebody asks for.
+    pub interval: Option<Duration>,
 }
 
 /// Who is counted where. A pod has a slot of its own while it is watched; slot 0 is for host processes, and for pods when slots
@@ -75,7 +80,27 @@ impl Hub {
         let board = self.board();
         let mut demand = Demand::default();
         for (_, listener) in board.listeners() {
-            demand.kinds |= listener.request.heard.bits();
+            let Request {
+                heard,
+                kinds,
+                filter,
+                interval,
+                ..
+            } = &listener.request;
+            demand.kinds |= heard.bits();
+            for kind in heard.iter() {
+                // What is heard for the filter's sake alone is wanted whole.
+                let own = if kinds.contains(kind) {
+                    filter.narrow()
+                } else {
+                    Narrow::default()
+                };
+                match demand.narrow.iter_mut().find(|(known, _)| *known == kind) {
+                    Some((_, narrow)) => *narrow = std::mem::take(narrow).join(&own),
+                    None => demand.narrow.push((kind, own)),
+                }
+            }
+            demand.interval = [demand.interval, *interval].into_iter().flatten().min();
         }
         // A pod that is watched on keeps its slot: what was counted there stays told to those who watch it.
         let mut next = Slots {

@@ -1,13 +1,16 @@
 //! The reader's half: matches events, encodes each once, and pushes them in batches. Never waits for anyone.
 
-use std::sync::{Arc, mpsc};
+use std::{
+    sync::{Arc, mpsc},
+    time::{Instant, SystemTime},
+};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use dinle_proto::v1::{self, EndReason};
 use prost::{Message as _, encoding};
 use tokio::sync::oneshot;
 
-use super::{Board, Hub, Item, KINDS, LISTENERS_MAX, Listener, Stage, ids::IdMap};
+use super::{Board, Hub, Item, KINDS, LISTENERS_MAX, Listener, Stage, ids::IdMap, sums::Sums};
 use crate::filter::{Family, Kinds};
 
 /// A batch is sent when it is this large: far below the 4 MiB that gRPC clients accept, and large enough that a message's cost
@@ -49,6 +52,8 @@ struct Voice {
     family: Family,
     /// Workloads that the stream's events named, as it knows them.
     known: IdMap<Arc<v1::Workload>>,
+    /// What its next snapshot will tell.
+    sums: Sums,
     done: bool,
 }
 
@@ -109,6 +114,7 @@ impl Publisher {
                     remaining: listener.request.max_events,
                     family: Family::default(),
                     known: IdMap::default(),
+                    sums: Sums::new(listener.request.interval),
                     done: false,
                 }),
             };
@@ -127,6 +133,12 @@ impl Publisher {
             .listeners()
             .filter(|(_, listener)| wants(listener))
             .fold(0, |bits, (bit, _)| bits | bit)
+    }
+
+    /// Whether anyone hears that kind.
+    pub fn hears(&self, kind: v1::Kind) -> bool {
+        let mut listeners = self.board.listeners();
+        listeners.any(|(_, listener)| listener.request.heard.contains(kind))
     }
 
     /// The pod that a slot counts for.
@@ -178,6 +190,40 @@ impl Publisher {
             voice.push(kind, workload, encoded, name, hub);
             if voice.done {
                 finished.push(voice.listener.id);
+            }
+        }
+    }
+
+    /// Keeps a row that the kernel added up for the next snapshots of those of `targets` whose filter it passes.
+    pub fn add_up(&mut self, event: &v1::Event, workload: &Arc<v1::Workload>, targets: u64) {
+        for (place, voice) in self.voices.iter_mut().enumerate() {
+            let Some(voice) = voice.as_mut().filter(|_| targets & (1 << place) != 0) else {
+                continue;
+            };
+            let Voice {
+                listener,
+                family,
+                sums,
+                ..
+            } = &mut **voice;
+            if listener.request.filter.matches(event, family) {
+                sums.add(event, workload);
+            }
+        }
+    }
+
+    /// Sends the snapshots that are due.
+    pub fn tell_sums(&mut self) {
+        let now = Instant::now();
+        let Self {
+            voices, finished, ..
+        } = self;
+        for voice in voices.iter_mut().flatten().filter(|voice| !voice.done) {
+            if voice.sums.is_due(now) {
+                voice.tell_sums();
+                if voice.done {
+                    finished.push(voice.listener.id);
+                }
             }
         }
     }
@@ -249,6 +295,9 @@ impl Publisher {
         let mut voices = voices.iter_mut().flatten();
         if let Some(voice) = voices.find(|voice| voice.listener.id == id) {
             voice.flush(hub);
+            if !voice.done {
+                voice.tell_sums();
+            }
             voice.done = true;
             voice.listener.queue.end(reason);
         }
@@ -256,6 +305,24 @@ impl Publisher {
 }
 
 impl Voice {
+    /// Makes the stream know the workload. `false` if it must, and there is no room to tell it.
+    fn introduce(&mut self, workload: &Arc<v1::Workload>) -> bool {
+        let Self {
+            listener, known, ..
+        } = self;
+        let by_reference = listener.request.by_reference;
+        let before = known.get(&workload.cgroup_id);
+        if before.is_some_and(|before| Arc::ptr_eq(before, workload)) {
+            return true;
+        }
+        let news = before.map_or(by_reference, |before| **before != **workload);
+        if news && !listener.queue.update(update(workload)) && by_reference {
+            return false;
+        }
+        known.insert(workload.cgroup_id, workload.clone());
+        true
+    }
+
     fn push(
         &mut self,
         kind: v1::Kind,
@@ -264,32 +331,29 @@ impl Voice {
         name: &[u8],
         hub: &Hub,
     ) {
+        if !self.introduce(workload) {
+            // An event by reference whose workload cannot be told is worth nothing, and the queue is full anyway.
+            self.flush(hub);
+            return self.lose(kind, hub);
+        }
         let Self {
             listener,
             batch,
             next_sequence,
             remaining,
-            known,
             ..
         } = self;
-        let by_reference = listener.request.by_reference;
-        let before = known.get(&workload.cgroup_id);
-        if !before.is_some_and(|before| Arc::ptr_eq(before, workload)) {
-            let news = before.map_or(by_reference, |before| **before != **workload);
-            // An event by reference whose workload cannot be told is worth nothing, and the queue is full anyway.
-            if news && !listener.queue.update(update(workload)) && by_reference {
-                self.flush(hub);
-                return self.lose(kind, hub);
-            }
-            known.insert(workload.cgroup_id, workload.clone());
-        }
         if batch.events == 0 {
             batch.first_sequence = *next_sequence;
         }
         *next_sequence += 1;
         batch.events += 1;
         batch.counts[kind as usize % KINDS] += 1;
-        let name = if by_reference { &[] } else { name };
+        let name = if listener.request.by_reference {
+            &[]
+        } else {
+            name
+        };
         /// `repeated Event events = 2` of EventBatch.
         const EVENTS: u32 = 2;
         encoding::encode_key(
@@ -303,6 +367,65 @@ impl Voice {
         let whole = remaining.is_some_and(|remaining| batch.events >= remaining);
         if whole || batch.bytes.len() >= BATCH_BYTES {
             self.flush(hub);
+        }
+    }
+
+    /// Sends a snapshot, if the stream asked for a kind that is told so. Where there is no room for it, the next one will tell of both.
+    fn tell_sums(&mut self) {
+        let (start, rows) = self.sums.rows();
+        let workloads: Vec<Arc<v1::Workload>> = rows.map(|row| row.workload.clone()).collect();
+        if !self.listener.request.kinds.iter().any(is_snapshot)
+            || !workloads.iter().all(|workload| self.introduce(workload))
+        {
+            return;
+        }
+        let Self {
+            listener,
+            sums,
+            remaining,
+            done,
+            ..
+        } = self;
+        let end = SystemTime::now();
+        let by_reference = listener.request.by_reference;
+        let mut counts = [0u64; KINDS];
+        let events = sums.rows().1.map(|row| {
+            counts[row.event.kind as usize % KINDS] += 1;
+            v1::Event {
+                time: Some(end.into()),
+                workload: (!by_reference).then(|| name_of(&row.workload)),
+                ..row.event.clone()
+            }
+        });
+        let snapshot = v1::Snapshot {
+            start: Some(start.into()),
+            end: Some(end.into()),
+            events: events.collect(),
+        };
+        let rows = snapshot.events.len() as u64;
+        let bytes = v1::SubscribeResponse {
+            message: Some(v1::subscribe_response::Message::Snapshot(snapshot)),
+        }
+        .encode_to_vec();
+        let kinds = listener.request.kinds.iter();
+        let counts: Vec<(v1::Kind, u64)> = kinds
+            .map(|kind| (kind, counts[kind as usize % KINDS]))
+            .filter(|&(_, count)| count > 0)
+            .collect();
+        if !listener.queue.reserve_or_idle(bytes.len() as u64) {
+            return;
+        }
+        for &(kind, count) in &counts {
+            listener.books.matched(kind, count);
+        }
+        listener.queue.send(Item::Batch {
+            bytes: bytes.into(),
+            counts,
+        });
+        sums.begin_next(end);
+        if let Some(remaining) = remaining {
+            *remaining = remaining.saturating_sub(rows);
+            *done = *remaining == 0;
         }
     }
 
@@ -387,6 +510,13 @@ fn with_head(mut bytes: BytesMut, first_sequence: u64) -> Bytes {
 pub fn encode_name(workload: &v1::Workload) -> Vec<u8> {
     /// `WorkloadName workload = 4` of Event.
     const WORKLOAD: u32 = 4;
+    let name = name_of(workload);
+    let mut bytes = Vec::new();
+    encoding::message::encode(WORKLOAD, &name, &mut bytes);
+    bytes
+}
+
+fn name_of(workload: &v1::Workload) -> v1::WorkloadName {
     let v1::Workload {
         node,
         namespace,
@@ -395,16 +525,32 @@ pub fn encode_name(workload: &v1::Workload) -> Vec<u8> {
         state,
         ..
     } = workload;
-    let name = v1::WorkloadName {
+    v1::WorkloadName {
         node: node.clone(),
         namespace: namespace.clone(),
         pod: pod.clone(),
         container: container.clone(),
         state: *state,
-    };
-    let mut bytes = Vec::new();
-    encoding::message::encode(WORKLOAD, &name, &mut bytes);
-    bytes
+    }
+}
+
+/// Whether a kind is told in snapshots.
+fn is_snapshot(kind: v1::Kind) -> bool {
+    match kind {
+        v1::Kind::BlockLatency | v1::Kind::DropCount => true,
+        v1::Kind::Unspecified
+        | v1::Kind::Exec
+        | v1::Kind::Exit
+        | v1::Kind::Fork
+        | v1::Kind::FileOpen
+        | v1::Kind::FileDelete
+        | v1::Kind::TcpSession
+        | v1::Kind::TcpConnect
+        | v1::Kind::TcpReset
+        | v1::Kind::TcpRetransmit
+        | v1::Kind::BlockIo
+        | v1::Kind::Drop => false,
+    }
 }
 
 fn update(workload: &v1::Workload) -> v1::subscribe_response::Message {

@@ -65,6 +65,15 @@ impl Queue {
         true
     }
 
+    /// Takes room for what must go through some time, however large: when nothing waits, it may.
+    pub(super) fn reserve_or_idle(&self, size: u64) -> bool {
+        if self.bytes.load(Ordering::Relaxed) == 0 {
+            self.bytes.fetch_add(size, Ordering::Relaxed);
+            return true;
+        }
+        self.reserve(size)
+    }
+
     #[cfg(test)]
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)

@@ -76,7 +76,11 @@ async fn next_batch(subscription: &mut Subscription) -> v1::EventBatch {
     loop {
         match next(subscription).await {
             Message::Batch(batch) => return batch,
-            Message::Plan(_) | Message::Loss(_) | Message::Workload(_) | Message::Heartbeat(_) => {}
+            Message::Plan(_)
+            | Message::Snapshot(_)
+            | Message::Loss(_)
+            | Message::Workload(_)
+            | Message::Heartbeat(_) => {}
         }
     }
 }
@@ -292,7 +296,10 @@ async fn a_slow_subscriber_loses_its_own_events_and_is_told_which() {
                 );
                 told += loss.count;
             }
-            Message::Plan(_) | Message::Workload(_) | Message::Heartbeat(_) => {}
+            Message::Plan(_)
+            | Message::Snapshot(_)
+            | Message::Workload(_)
+            | Message::Heartbeat(_) => {}
         }
     }
     gaps += total + 1 - next_sequence;
@@ -344,7 +351,7 @@ async fn what_waits_for_a_stalled_stream_is_bounded_also_when_only_names_change(
                     delivered += 1;
                 }
             }
-            Message::Plan(_) | Message::Loss(_) | Message::Heartbeat(_) => {}
+            Message::Plan(_) | Message::Snapshot(_) | Message::Loss(_) | Message::Heartbeat(_) => {}
         }
     }
     assert!(0 < delivered && delivered < total);

@@ -5,6 +5,7 @@
 
 mod layout;
 
+use std::collections::HashMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
@@ -132,10 +133,25 @@ impl Btf {
     /// * `"task_struct.mm"`: offset in bytes of a member, anonymous structs and unions seen through. Of a bit field, the byte
     ///   that holds its first bit;
     /// * `"size:upid"`: size in bytes of a type;
-    /// * `"arg:sched_process_exit:group_dead"`: position of a tracepoint's argument by its name, counted from 0.
+    /// * `"arg:sched_process_exit:group_dead"`: position of a tracepoint's argument by its name, counted from 0;
+    /// * `"param:vfs_unlink:dentry"`: position of a function's parameter by its name, counted from 0;
+    /// * `"params:vfs_unlink"`: how many parameters a function has.
+    ///
+    /// With `+8` behind it a value is so much larger.
     pub fn find(&self, path: &str) -> Option<u32> {
+        if let Some((path, more)) = path.split_once('+') {
+            return self.find(path)?.checked_add(more.parse().ok()?);
+        }
         if let Some(name) = path.strip_prefix("size:") {
             self.types(name).find_map(|id| self.size(id))
+        } else if let Some(parameter) = path.strip_prefix("param:") {
+            let (function, name) = parameter.split_once(':')?;
+            self.position(function, name, 0)
+        } else if let Some(function) = path.strip_prefix("params:") {
+            self.of_kind(function, &[Kind::Func]).find_map(|func| {
+                let proto = self.record(self.record(func)?.size_or_id)?;
+                u32::try_from(proto.params(&self.bytes).count()).ok()
+            })
         } else if let Some(argument) = path.strip_prefix("arg:") {
             let (tracepoint, name) = argument.split_once(':')?;
             self.argument(tracepoint, name)
@@ -144,6 +160,21 @@ impl Btf {
             self.of_kind(name, &[Kind::Struct, Kind::Union])
                 .find_map(|id| self.offset(id, members))
         }
+    }
+
+    /// Names and values of an enum.
+    fn enumerators(&self, name: &str) -> HashMap<u32, String> {
+        let found = self.of_kind(name, &[Kind::Enum]).next();
+        let record = found.and_then(|id| self.record(id));
+        let values = record
+            .iter()
+            .flat_map(|record| record.enumerators(&self.bytes));
+        values
+            .filter_map(|(name_at, value)| {
+                let name = String::from_utf8_lossy(self.name(name_at)?);
+                Some((value, name.into_owned()))
+            })
+            .collect()
     }
 
     /// Whether the kernel has a function of this name, inlined everywhere or not.
@@ -196,15 +227,19 @@ impl Btf {
     /// Position of an argument. The types of tracepoints (`btf_trace_…`) leave arguments without a name; the functions that call
     /// the probes, there since 5.10, have the names, behind a first one that is not the tracepoint's.
     fn argument(&self, tracepoint: &str, name: &str) -> Option<u32> {
-        self.of_kind(&format!("__traceiter_{tracepoint}"), &[Kind::Func])
-            .find_map(|func| {
-                let proto = self.record(self.record(func)?.size_or_id)?;
-                let position = proto
-                    .params(&self.bytes)
-                    .skip(1)
-                    .position(|at| self.name(at) == Some(name.as_bytes()))?;
-                u32::try_from(position).ok()
-            })
+        self.position(&format!("__traceiter_{tracepoint}"), name, 1)
+    }
+
+    /// Position of a function's parameter, behind the first `skipped`.
+    fn position(&self, function: &str, name: &str, skipped: usize) -> Option<u32> {
+        self.of_kind(function, &[Kind::Func]).find_map(|func| {
+            let proto = self.record(self.record(func)?.size_or_id)?;
+            let position = proto
+                .params(&self.bytes)
+                .skip(skipped)
+                .position(|at| self.name(at) == Some(name.as_bytes()))?;
+            u32::try_from(position).ok()
+        })
     }
 
     fn size(&self, id: u32) -> Option<u32> {
@@ -284,6 +319,32 @@ impl Btf {
 
     fn name(&self, at: u32) -> Option<&[u8]> {
         self.sections.string(&self.bytes, at)
+    }
+}
+
+/// Names that this kernel gives to numbers. New kernels add to them, so they are read and not known.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// `enum skb_drop_reason`, without `SKB_DROP_REASON_`.
+    pub drop_reasons: HashMap<u32, String>,
+    /// `enum sk_rst_reason`, without `SK_RST_REASON_`.
+    pub reset_reasons: HashMap<u32, String>,
+}
+
+/// The names that events use.
+pub fn names(btf: &Btf) -> Names {
+    let without = |name: &str, prefix: &str| {
+        let mut names = btf.enumerators(name);
+        for name in names.values_mut() {
+            if let Some(short) = name.strip_prefix(prefix) {
+                *name = short.to_owned();
+            }
+        }
+        names
+    };
+    Names {
+        drop_reasons: without("skb_drop_reason", "SKB_DROP_REASON_"),
+        reset_reasons: without("sk_rst_reason", "SK_RST_REASON_"),
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap as BpfHashMap, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray},
 };
-use dinle_ebpf::{Counts, Kind, SCOPE_MAX, ScopeEntry, TrackerCounts};
+use dinle_ebpf::{Counts, Kind, Narrowing, SCOPE_MAX, ScopeEntry, TrackerCounts};
 
 use super::{LoadError, take_map};
 
@@ -25,6 +25,7 @@ pod! {
     ScopePod = ScopeEntry;
     CountsPod = Counts;
     TrackerPod = TrackerCounts;
+    NarrowingPod = Narrowing;
 }
 
 /// What is wanted of one cgroup.
@@ -138,7 +139,33 @@ fn remove(map: &mut BpfHashMap<MapData, u64, ScopePod>, cgroup_id: u64) -> Resul
     }
 }
 
-/// Events that found no room in the ring since the last look.
+/// What is not worth a frame, by kind.
+pub struct Narrowings {
+    map: Array<MapData, NarrowingPod>,
+    set: HashMap<Kind, Narrowing>,
+}
+
+impl Narrowings {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        let name = "NARROWING";
+        let map = Array::try_from(take_map(ebpf, name)?)
+            .map_err(|error| LoadError::Map { name, error })?;
+        Ok(Self {
+            map,
+            set: HashMap::new(),
+        })
+    }
+
+    /// Makes the kernel leave out what `narrowing` says of that kind.
+    pub fn set(&mut self, kind: Kind, narrowing: Narrowing) -> Result<(), MapError> {
+        if self.set.insert(kind, narrowing).unwrap_or_default() == narrowing {
+            return Ok(());
+        }
+        self.map.set(kind as u32, NarrowingPod(narrowing), 0)
+    }
+}
+
+/// Events that found no room in the ring, or in a table, since the last look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loss {
     /// The pod's slot.

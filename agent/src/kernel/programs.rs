@@ -1,11 +1,14 @@
 //! Programs: for each hook the first way to attach that this kernel takes; loaded once, attached only while wanted.
 
-use std::{collections::BTreeMap, fmt, os::fd::AsRawFd as _, str::FromStr};
+use std::{
+    collections::BTreeMap, fmt, io::Read as _, os::fd::AsRawFd as _, path::Path, str::FromStr,
+};
 
 use aya::{
     Btf, Ebpf,
     programs::{
-        Program, ProgramError, raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink,
+        Program, ProgramError, fentry::FEntryLink, fexit::FExitLink, kprobe::KProbeLink,
+        raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink,
     },
 };
 
@@ -16,22 +19,55 @@ use super::causes;
 pub enum Way {
     /// A tracepoint with typed arguments: the fastest. Needs BTF.
     TpBtf,
+    /// A kernel function's entry, by a trampoline.
+    Fentry,
+    /// A kernel function's return, by a trampoline: also has the arguments.
+    Fexit,
     /// A tracepoint with raw arguments.
     RawTracepoint,
+    /// A kernel function's entry, by a breakpoint or ftrace.
+    Kprobe,
+    /// A kernel function's return, by a changed return address.
+    Kretprobe,
 }
 
 impl Way {
     /// All of them, the cheapest first.
-    pub const ALL: &[Self] = &[Self::TpBtf, Self::RawTracepoint];
+    pub const ALL: &[Self] = &[
+        Self::TpBtf,
+        Self::Fentry,
+        Self::Fexit,
+        Self::RawTracepoint,
+        Self::Kprobe,
+        Self::Kretprobe,
+    ];
 
     /// What programs in the object and users call it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::TpBtf => "tp_btf",
+            Self::Fentry => "fentry",
+            Self::Fexit => "fexit",
             Self::RawTracepoint => "raw_tracepoint",
+            Self::Kprobe => "kprobe",
+            Self::Kretprobe => "kretprobe",
+        }
+    }
+
+    /// The hook that a program attaches to in this way, given what the program is named after.
+    fn hook(self, target: &str) -> String {
+        match self {
+            Self::TpBtf | Self::RawTracepoint | Self::Fentry | Self::Kprobe => target.to_owned(),
+            Self::Fexit | Self::Kretprobe => format!("{target}{RETURN}"),
         }
     }
 }
+
+/// How the name of a function's return differs from that of its entry.
+const RETURN: &str = ":return";
+
+/// Present where the kernel has kprobes (CONFIG_KPROBE_EVENTS): a program is attached through the type in it.
+const KPROBES: &str = "/sys/bus/event_source/devices/kprobe/type";
 
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,7 +100,8 @@ pub struct WayStatus {
     pub way: Way,
     /// Its name in the object.
     pub program: String,
-    /// Instructions that the verifier walked (0 where the kernel does not say, before 5.16), or why the program cannot be used.
+    /// Instructions that the verifier walked (0 where the kernel does not say, before 5.16, and where it was not tried, because a
+    /// better way works), or why the program cannot be used.
     pub verified: Result<u32, String>,
 }
 
@@ -108,6 +145,9 @@ impl HookStatus {
 enum Link {
     TpBtf(#[expect(dead_code, reason = "held for its drop")] BtfTracePointLink),
     RawTracepoint(#[expect(dead_code, reason = "held for its drop")] RawTracePointLink),
+    Fentry(#[expect(dead_code, reason = "held for its drop")] FEntryLink),
+    Fexit(#[expect(dead_code, reason = "held for its drop")] FExitLink),
+    Kprobe(#[expect(dead_code, reason = "held for its drop")] KProbeLink),
 }
 
 #[derive(Debug)]
@@ -120,18 +160,30 @@ struct Hook {
 pub struct Programs {
     // Before `ebpf`: links go first.
     hooks: BTreeMap<String, Hook>,
+    /// Iterators over the kernel's objects, loaded or with the reason why not.
+    iterators: BTreeMap<String, Result<(), String>>,
     ebpf: Ebpf,
 }
 
+/// What a program that runs over all objects of a type is named after: `iter__tcp`.
+const ITERATOR: &str = "iter__";
+
 impl Programs {
-    /// Tries every way of every hook and keeps the first of each that loads.
-    pub(super) fn load(mut ebpf: Ebpf, btf: &Btf, ways: &[Way]) -> Self {
+    /// Loads for each hook the first way that loads. With `every`, tries the others too, to tell whether they would.
+    pub(super) fn load(
+        mut ebpf: Ebpf,
+        btf: &Btf,
+        functions: &dyn Fn(&str) -> bool,
+        ways: &[Way],
+        every: bool,
+    ) -> Self {
         let mut hooks: BTreeMap<String, Hook> = BTreeMap::new();
         let mut named: Vec<(String, Way, String)> = ebpf
             .programs()
             .filter_map(|(name, _)| {
-                let (way, hook) = name.split_once("__")?;
-                Some((hook.to_owned(), way.parse().ok()?, name.to_owned()))
+                let (way, target) = name.split_once("__")?;
+                let way: Way = way.parse().ok()?;
+                Some((way.hook(target), way, name.to_owned()))
             })
             .collect();
         let rank = |way: &Way| {
@@ -153,12 +205,16 @@ impl Programs {
                 link: None,
             });
             let chosen = &mut hook.status.chosen;
-            let verified = if ways.contains(&way) {
+            let verified = if !ways.contains(&way) {
+                Err("left out by --ways".to_owned())
+            } else if let Some(reason) = absent(way, &name, functions) {
+                Err(reason)
+            } else if chosen.is_some() && !every {
+                Ok(0)
+            } else {
                 ebpf.program_mut(&program)
                     .ok_or_else(|| "the object has no such program".to_owned())
                     .and_then(|loaded| load(loaded, &name, btf, chosen.is_none()))
-            } else {
-                Err("left out by --ways".to_owned())
             };
             if verified.is_ok() && chosen.is_none() {
                 *chosen = Some(way);
@@ -169,12 +225,56 @@ impl Programs {
                 verified,
             });
         }
-        Self { hooks, ebpf }
+        let iterators = ebpf
+            .programs_mut()
+            .filter_map(|(name, program)| {
+                let target = name.strip_prefix(ITERATOR)?;
+                Some((
+                    target.to_owned(),
+                    load(program, target, btf, true).map(|_| ()),
+                ))
+            })
+            .collect();
+        Self {
+            hooks,
+            iterators,
+            ebpf,
+        }
+    }
+
+    /// Why a hook cannot be attached; `None` if it can be.
+    pub fn refusal(&self, hook: &str) -> Option<String> {
+        match self.hooks.get(hook) {
+            Some(known) => known.status.reason(),
+            None => Some(format!("this build has no program for {hook}")),
+        }
+    }
+
+    /// Runs an iterator over all objects of its type. Returns what it wrote.
+    pub fn iterate(&mut self, target: &str) -> Result<Vec<u8>, String> {
+        match self.iterators.get(target) {
+            Some(Ok(())) => {}
+            Some(Err(reason)) => return Err(format!("iter/{target} cannot be loaded ({reason})")),
+            None => return Err(format!("this build has no program for iter/{target}")),
+        }
+        let Some(Program::Iter(program)) = self.ebpf.program_mut(&format!("{ITERATOR}{target}"))
+        else {
+            return Err(format!("the object has no iterator {target}"));
+        };
+        let failed =
+            |error: &dyn std::error::Error| format!("iter/{target} failed ({})", causes(error));
+        let id = program.attach().map_err(|error| failed(&error))?;
+        let link = program.take_link(id).map_err(|error| failed(&error))?;
+        let mut file = link.into_file().map_err(|error| failed(&error))?;
+        let mut written = Vec::new();
+        file.read_to_end(&mut written)
+            .map_err(|error| failed(&error))?;
+        Ok(written)
     }
 
     /// Attaches a hook, if it is not attached yet: by the first way that loads and attaches. Can be tried again after a failure.
     pub fn attach(&mut self, hook: &str) -> Result<(), String> {
-        let Self { hooks, ebpf } = self;
+        let Self { hooks, ebpf, .. } = self;
         let Some(Hook { status, link }) = hooks.get_mut(hook) else {
             return Err(format!("this build has no program for {hook}"));
         };
@@ -227,7 +327,7 @@ impl Programs {
 
     /// Every hook, with what the kernel skipped so far.
     pub fn status(&mut self) -> Vec<HookStatus> {
-        let Self { hooks, ebpf } = self;
+        let Self { hooks, ebpf, .. } = self;
         let refreshed = hooks.values_mut().map(|Hook { status, .. }| {
             let chosen = status
                 .ways
@@ -245,11 +345,34 @@ impl Programs {
     }
 }
 
+/// What the kernel calls a hook.
+fn target(hook: &str) -> &str {
+    hook.strip_suffix(RETURN).unwrap_or(hook)
+}
+
+/// Why this kernel cannot have such a hook, where that can be told without trying.
+fn absent(way: Way, hook: &str, functions: &dyn Fn(&str) -> bool) -> Option<String> {
+    let function = match way {
+        Way::TpBtf | Way::RawTracepoint => return None,
+        Way::Fentry | Way::Fexit | Way::Kprobe | Way::Kretprobe => target(hook),
+    };
+    if !functions(function) {
+        return Some(format!("this kernel has no function {function}"));
+    }
+    let probe = matches!(way, Way::Kprobe | Way::Kretprobe);
+    // Such a program loads everywhere; only attaching it fails.
+    (probe && !Path::new(KPROBES).exists()).then(|| "this kernel has no kprobes".to_owned())
+}
+
 /// Loads a program to see whether the kernel takes it, and keeps it loaded if it is to be used.
 fn load(program: &mut Program, hook: &str, btf: &Btf, keep: bool) -> Result<u32, String> {
     let loaded = match program {
-        Program::BtfTracePoint(program) => program.load(hook, btf),
+        Program::BtfTracePoint(program) => program.load(target(hook), btf),
         Program::RawTracePoint(program) => program.load(),
+        Program::FEntry(program) => program.load(target(hook), btf),
+        Program::FExit(program) => program.load(target(hook), btf),
+        Program::KProbe(program) => program.load(),
+        Program::Iter(program) => program.load(target(hook), btf),
         _ => Err(ProgramError::UnexpectedProgramType),
     };
     loaded.map_err(|error| reason(&error))?;
@@ -261,6 +384,10 @@ fn load(program: &mut Program, hook: &str, btf: &Btf, keep: bool) -> Result<u32,
         let unloaded = match program {
             Program::BtfTracePoint(program) => program.unload(),
             Program::RawTracePoint(program) => program.unload(),
+            Program::FEntry(program) => program.unload(),
+            Program::FExit(program) => program.unload(),
+            Program::KProbe(program) => program.unload(),
+            Program::Iter(program) => program.unload(),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
         unloaded.map_err(|error| reason(&error))?;
@@ -277,6 +404,18 @@ fn attach(program: &mut Program, hook: &str) -> Result<Link, ProgramError> {
         Program::RawTracePoint(program) => {
             let id = program.attach(hook)?;
             Link::RawTracepoint(program.take_link(id)?)
+        }
+        Program::FEntry(program) => {
+            let id = program.attach()?;
+            Link::Fentry(program.take_link(id)?)
+        }
+        Program::FExit(program) => {
+            let id = program.attach()?;
+            Link::Fexit(program.take_link(id)?)
+        }
+        Program::KProbe(program) => {
+            let id = program.attach(target(hook), 0)?;
+            Link::Kprobe(program.take_link(id)?)
         }
         _ => return Err(ProgramError::UnexpectedProgramType),
     })
@@ -344,8 +483,9 @@ fn recursion_misses(program: &Program) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn hook(ways: [Result<u32, String>; 2]) -> HookStatus {
-        let ways = Way::ALL.iter().zip(ways).map(|(&way, verified)| WayStatus {
+    fn hook(verified: [Result<u32, String>; 2]) -> HookStatus {
+        let ways = [Way::TpBtf, Way::RawTracepoint].into_iter();
+        let ways = ways.zip(verified).map(|(way, verified)| WayStatus {
             way,
             program: format!("{way}__h"),
             verified,

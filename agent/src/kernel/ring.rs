@@ -72,16 +72,22 @@ impl<'a> CgroupEvent<'a> {
 
 /// Wall-clock nanoseconds since 1970 at the boot clock's zero.
 pub fn boot_unix_ns() -> i128 {
-    let read = |clock| {
-        let mut time = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: the struct is valid for writes. These two clocks exist on every kernel, so that the call cannot fail.
-        unsafe { libc::clock_gettime(clock, &raw mut time) };
-        i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
+    clock(libc::CLOCK_REALTIME) - clock(libc::CLOCK_BOOTTIME)
+}
+
+/// Nanoseconds since boot, suspend included.
+pub fn boot_ns() -> u64 {
+    u64::try_from(clock(libc::CLOCK_BOOTTIME)).unwrap_or(0)
+}
+
+fn clock(clock: libc::clockid_t) -> i128 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
     };
-    read(libc::CLOCK_REALTIME) - read(libc::CLOCK_BOOTTIME)
+    // SAFETY: the struct is valid for writes. The clocks that we ask for exist on every kernel, so that the call cannot fail.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
 }
 
 /// What the reader thread owns.

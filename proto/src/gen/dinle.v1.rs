@@ -175,11 +175,14 @@ pub struct Event {
     /// Who that is. Set in streams with IDENTITY_MODE_INLINE (the default).
     #[prost(message, optional, tag = "4")]
     pub workload: ::core::option::Option<WorkloadName>,
-    /// The process that did it.
+    /// The process that did it. Unset where the kernel does not tell, as for what happens in interrupts.
     #[prost(message, optional, tag = "5")]
     pub process: ::core::option::Option<Process>,
     /// What it did.
-    #[prost(oneof = "event::Detail", tags = "10, 11, 12")]
+    #[prost(
+        oneof = "event::Detail",
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22"
+    )]
     pub detail: ::core::option::Option<event::Detail>,
 }
 /// Nested message and enum types in `Event`.
@@ -196,6 +199,36 @@ pub mod event {
         /// KIND_FORK.
         #[prost(message, tag = "12")]
         Fork(super::Fork),
+        /// KIND_FILE_OPEN.
+        #[prost(message, tag = "13")]
+        FileOpen(super::FileOpen),
+        /// KIND_FILE_DELETE.
+        #[prost(message, tag = "14")]
+        FileDelete(super::FileDelete),
+        /// KIND_TCP_SESSION.
+        #[prost(message, tag = "15")]
+        TcpSession(super::TcpSession),
+        /// KIND_TCP_CONNECT.
+        #[prost(message, tag = "16")]
+        TcpConnect(super::TcpConnect),
+        /// KIND_TCP_RESET.
+        #[prost(message, tag = "17")]
+        TcpReset(super::TcpReset),
+        /// KIND_TCP_RETRANSMIT.
+        #[prost(message, tag = "18")]
+        TcpRetransmit(super::TcpRetransmit),
+        /// KIND_BLOCK_IO.
+        #[prost(message, tag = "19")]
+        BlockIo(super::BlockIo),
+        /// KIND_BLOCK_LATENCY.
+        #[prost(message, tag = "20")]
+        BlockLatency(super::BlockLatency),
+        /// KIND_DROP.
+        #[prost(message, tag = "21")]
+        Drop(super::Drop),
+        /// KIND_DROP_COUNT.
+        #[prost(message, tag = "22")]
+        DropCount(super::DropCount),
     }
 }
 /// A process at the time of an event. Within a node and a boot id, (`pid`, `start_boot_ns`) names a process for good.
@@ -292,6 +325,349 @@ pub struct Fork {
     #[prost(uint64, tag = "3")]
     pub child_start_boot_ns: u64,
 }
+/// KIND_FILE_OPEN.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FileOpen {
+    /// Absolute path inside the process's root directory, which in a container is the container's. Empty if it could not be found out.
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    /// How `path` is known.
+    #[prost(enumeration = "PathSource", tag = "2")]
+    pub path_source: i32,
+    /// `path` lost its beginning, and starts with `…/`.
+    #[prost(bool, tag = "3")]
+    pub path_truncated: bool,
+    /// The path as the process gave it. At most 1023 bytes.
+    #[prost(string, tag = "4")]
+    pub filename: ::prost::alloc::string::String,
+    /// `filename` was cut.
+    #[prost(bool, tag = "5")]
+    pub filename_truncated: bool,
+    /// `O_*` of open(2), in the numbers of the node's architecture.
+    #[prost(uint32, tag = "6")]
+    pub flags: u32,
+    /// Permissions for a new file, where one may be made.
+    #[prost(uint32, tag = "7")]
+    pub mode: u32,
+    /// The new descriptor; unset if the open failed, or made none (io_uring's direct descriptors).
+    #[prost(int32, optional, tag = "8")]
+    pub fd: ::core::option::Option<i32>,
+    /// Error number of errno(3); 0 if the open succeeded.
+    #[prost(uint32, tag = "9")]
+    pub error: u32,
+    /// Number of the inode; 0 if the open failed.
+    #[prost(uint64, tag = "10")]
+    pub inode: u64,
+    /// Major number of the filesystem's device.
+    #[prost(uint32, tag = "11")]
+    pub device_major: u32,
+    /// Minor number of the filesystem's device.
+    #[prost(uint32, tag = "12")]
+    pub device_minor: u32,
+    /// Through io_uring.
+    #[prost(bool, tag = "13")]
+    pub io_uring: bool,
+}
+/// KIND_FILE_DELETE.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FileDelete {
+    /// How.
+    #[prost(enumeration = "DeleteMethod", tag = "1")]
+    pub method: i32,
+    /// Absolute path inside the process's root directory, which in a container is the container's. Empty if it could not be found out.
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    /// How `path` is known.
+    #[prost(enumeration = "PathSource", tag = "3")]
+    pub path_source: i32,
+    /// `path` lost its beginning, and starts with `…/`.
+    #[prost(bool, tag = "4")]
+    pub path_truncated: bool,
+    /// The path as the process gave it, where that is known. At most 1023 bytes.
+    #[prost(string, tag = "5")]
+    pub filename: ::prost::alloc::string::String,
+    /// `filename` was cut.
+    #[prost(bool, tag = "6")]
+    pub filename_truncated: bool,
+    /// DELETE_METHOD_RENAME: the name that the replacing file had before.
+    #[prost(string, tag = "7")]
+    pub source: ::prost::alloc::string::String,
+    /// Number of the inode whose content went; unset if not known.
+    #[prost(uint64, optional, tag = "8")]
+    pub inode: ::core::option::Option<u64>,
+    /// Major number of the filesystem's device.
+    #[prost(uint32, tag = "9")]
+    pub device_major: u32,
+    /// Minor number of the filesystem's device.
+    #[prost(uint32, tag = "10")]
+    pub device_minor: u32,
+    /// Bytes of the file before; unset if not known.
+    #[prost(uint64, optional, tag = "11")]
+    pub size_before: ::core::option::Option<u64>,
+    /// Error number of errno(3); 0 if the content did go.
+    #[prost(uint32, tag = "12")]
+    pub error: u32,
+    /// The process's arguments, argv\[0\] first: at most 255 bytes of them.
+    #[prost(string, repeated, tag = "13")]
+    pub process_args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// `process_args` was cut.
+    #[prost(bool, tag = "14")]
+    pub process_args_truncated: bool,
+    /// Through io_uring.
+    #[prost(bool, tag = "15")]
+    pub io_uring: bool,
+}
+/// One end of a connection or a packet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Endpoint {
+    /// IPv4 or IPv6 address.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// Port; 0 for none.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// The pod of this node that has the address, if one has.
+    #[prost(message, optional, tag = "3")]
+    pub workload: ::core::option::Option<WorkloadName>,
+}
+/// KIND_TCP_SESSION.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpSession {
+    /// The pod's end.
+    #[prost(message, optional, tag = "1")]
+    pub local: ::core::option::Option<Endpoint>,
+    /// The peer's.
+    #[prost(message, optional, tag = "2")]
+    pub remote: ::core::option::Option<Endpoint>,
+    /// Who began it.
+    #[prost(enumeration = "TcpDirection", tag = "3")]
+    pub direction: i32,
+    /// Payload bytes sent, each counted once.
+    #[prost(uint64, tag = "4")]
+    pub bytes_sent: u64,
+    /// Payload bytes received, each counted once.
+    #[prost(uint64, tag = "5")]
+    pub bytes_received: u64,
+    /// Since the handshake began. Unset if `began_before`.
+    #[prost(message, optional, tag = "6")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+    /// The session was there before anyone listened; bytes count from its own beginning all the same.
+    #[prost(bool, tag = "7")]
+    pub began_before: bool,
+    /// The session goes on: this is a report on a long one.
+    #[prost(bool, tag = "8")]
+    pub open: bool,
+    /// Segments sent again.
+    #[prost(uint32, tag = "9")]
+    pub retransmits: u32,
+    /// Smoothed round trip time in microseconds.
+    #[prost(uint32, tag = "10")]
+    pub srtt_us: u32,
+    /// How it ended.
+    #[prost(enumeration = "TcpEnd", tag = "11")]
+    pub end: i32,
+    /// The socket's last state before it was closed, or its state now.
+    #[prost(enumeration = "TcpState", tag = "12")]
+    pub state: i32,
+    /// `sk_err` of the socket as a number of errno(3), or 0.
+    #[prost(uint32, tag = "13")]
+    pub error: u32,
+}
+/// KIND_TCP_CONNECT: a connect that failed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpConnect {
+    /// The pod's end.
+    #[prost(message, optional, tag = "1")]
+    pub local: ::core::option::Option<Endpoint>,
+    /// The peer's.
+    #[prost(message, optional, tag = "2")]
+    pub remote: ::core::option::Option<Endpoint>,
+    /// Why, as a number of errno(3): ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ENETUNREACH.
+    #[prost(uint32, tag = "3")]
+    pub error: u32,
+    /// How long it took to fail. Unset where its beginning was not seen.
+    #[prost(message, optional, tag = "4")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+}
+/// KIND_TCP_RESET.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpReset {
+    /// The pod's end.
+    #[prost(message, optional, tag = "1")]
+    pub local: ::core::option::Option<Endpoint>,
+    /// The peer's.
+    #[prost(message, optional, tag = "2")]
+    pub remote: ::core::option::Option<Endpoint>,
+    /// Which way it went.
+    #[prost(enumeration = "Direction", tag = "3")]
+    pub direction: i32,
+    /// State of the session.
+    #[prost(enumeration = "TcpState", tag = "4")]
+    pub state: i32,
+    /// The kernel's reason for sending it, such as `NO_SOCKET` (enum sk_rst_reason, since 6.10). Empty where it gives none.
+    #[prost(string, tag = "5")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// KIND_TCP_RETRANSMIT.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpRetransmit {
+    /// The pod's end.
+    #[prost(message, optional, tag = "1")]
+    pub local: ::core::option::Option<Endpoint>,
+    /// The peer's.
+    #[prost(message, optional, tag = "2")]
+    pub remote: ::core::option::Option<Endpoint>,
+    /// State of the session.
+    #[prost(enumeration = "TcpState", tag = "3")]
+    pub state: i32,
+    /// Sequence number of the segment's first byte.
+    #[prost(uint32, tag = "4")]
+    pub sequence: u32,
+    /// Payload bytes of the segment.
+    #[prost(uint32, tag = "5")]
+    pub bytes: u32,
+    /// Flags of its TCP header.
+    #[prost(uint32, tag = "6")]
+    pub tcp_flags: u32,
+}
+/// KIND_BLOCK_IO. The event's `process` is the one that made the request, where it is known.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockIo {
+    /// The disk's name, such as `nvme0n1`.
+    #[prost(string, tag = "1")]
+    pub disk: ::prost::alloc::string::String,
+    /// Its major number.
+    #[prost(uint32, tag = "2")]
+    pub device_major: u32,
+    /// Its minor number.
+    #[prost(uint32, tag = "3")]
+    pub device_minor: u32,
+    /// What was asked for.
+    #[prost(enumeration = "BlockOperation", tag = "4")]
+    pub operation: i32,
+    /// REQ_SYNC: somebody waits for it.
+    #[prost(bool, tag = "5")]
+    pub sync: bool,
+    /// REQ_META: metadata of a filesystem.
+    #[prost(bool, tag = "6")]
+    pub meta: bool,
+    /// REQ_PREFLUSH: what the disk holds in its cache is to be written first.
+    #[prost(bool, tag = "7")]
+    pub preflush: bool,
+    /// REQ_FUA: it is to be on the medium itself.
+    #[prost(bool, tag = "8")]
+    pub fua: bool,
+    /// REQ_RAHEAD: read ahead of need.
+    #[prost(bool, tag = "9")]
+    pub read_ahead: bool,
+    /// First sector, of 512 bytes; unset for none, as of a flush.
+    #[prost(uint64, optional, tag = "10")]
+    pub sector: ::core::option::Option<u64>,
+    /// Bytes.
+    #[prost(uint32, tag = "11")]
+    pub bytes: u32,
+    /// From the request's making to its issue to the device. Unset if it was not issued as such, as a flush is not.
+    #[prost(message, optional, tag = "12")]
+    pub queued: ::core::option::Option<::prost_types::Duration>,
+    /// From the issue to the end; of what was not issued as such, from its making.
+    #[prost(message, optional, tag = "13")]
+    pub device: ::core::option::Option<::prost_types::Duration>,
+    /// Error number of errno(3), or 0.
+    #[prost(uint32, tag = "14")]
+    pub error: u32,
+    /// How the pod is known.
+    #[prost(enumeration = "Attribution", tag = "15")]
+    pub attribution: i32,
+}
+/// KIND_BLOCK_LATENCY: requests of one cgroup, disk and operation in a Snapshot's interval. Of two that agree in those, the sum
+/// of each field is that of both intervals together.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockLatency {
+    /// The disk's name.
+    #[prost(string, tag = "1")]
+    pub disk: ::prost::alloc::string::String,
+    /// Its major number.
+    #[prost(uint32, tag = "2")]
+    pub device_major: u32,
+    /// Its minor number.
+    #[prost(uint32, tag = "3")]
+    pub device_minor: u32,
+    /// What was asked for.
+    #[prost(enumeration = "BlockOperation", tag = "4")]
+    pub operation: i32,
+    /// Requests.
+    #[prost(uint64, tag = "5")]
+    pub count: u64,
+    /// Bytes.
+    #[prost(uint64, tag = "6")]
+    pub bytes: u64,
+    /// Time in the device, all together, in nanoseconds.
+    #[prost(uint64, tag = "7")]
+    pub device_ns: u64,
+    /// Time queued before, all together, in nanoseconds.
+    #[prost(uint64, tag = "8")]
+    pub queued_ns: u64,
+    /// Requests by time in the device: element 0 counts those of less than 2 µs, element i those of 2^i to 2^(i+1) µs, element 26
+    /// all longer ones. Zeros at the end are left out.
+    #[prost(uint64, repeated, tag = "9")]
+    pub buckets: ::prost::alloc::vec::Vec<u64>,
+}
+/// KIND_DROP.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Drop {
+    /// The kernel's reason, such as `NO_SOCKET` (enum skb_drop_reason). Empty where it gives none (before 5.17).
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+    /// IP protocol: 6 for TCP, 17 for UDP; 0 for none.
+    #[prost(uint32, tag = "2")]
+    pub protocol: u32,
+    /// Ethernet protocol, such as 0x0800 for IPv4.
+    #[prost(uint32, tag = "3")]
+    pub ether_type: u32,
+    /// Where it came from.
+    #[prost(message, optional, tag = "4")]
+    pub source: ::core::option::Option<Endpoint>,
+    /// Where it should have gone.
+    #[prost(message, optional, tag = "5")]
+    pub destination: ::core::option::Option<Endpoint>,
+    /// Name of the interface, inside its network namespace.
+    #[prost(string, tag = "6")]
+    pub interface: ::prost::alloc::string::String,
+    /// Function of the kernel that dropped it, as `name+0x1a`; the bare address where the node does not let names be read.
+    #[prost(string, tag = "7")]
+    pub location: ::prost::alloc::string::String,
+    /// Bytes of the packet.
+    #[prost(uint32, tag = "8")]
+    pub bytes: u32,
+    /// How the pod is known.
+    #[prost(enumeration = "Attribution", tag = "9")]
+    pub attribution: i32,
+}
+/// KIND_DROP_COUNT: packets of one cgroup, reason, protocol and port in a Snapshot's interval.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DropCount {
+    /// As in Drop.
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+    /// As in Drop.
+    #[prost(uint32, tag = "2")]
+    pub protocol: u32,
+    /// As in Drop.
+    #[prost(uint32, tag = "3")]
+    pub ether_type: u32,
+    /// Destination port; 0 for none.
+    #[prost(uint32, tag = "4")]
+    pub port: u32,
+    /// Packets.
+    #[prost(uint64, tag = "5")]
+    pub count: u64,
+    /// Bytes.
+    #[prost(uint64, tag = "6")]
+    pub bytes: u64,
+    /// As in Drop.
+    #[prost(enumeration = "Attribution", tag = "7")]
+    pub attribution: i32,
+}
 /// One type of event. `dinle watch --kinds` takes the names in lower case without the prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -304,6 +680,26 @@ pub enum Kind {
     Exit = 2,
     /// A process made another one (fork, vfork, clone): not told of threads.
     Fork = 3,
+    /// A process opened a file, or failed to.
+    FileOpen = 4,
+    /// A process made a file's content go: removed its name, replaced it by a rename, or truncated it; or failed to.
+    FileDelete = 5,
+    /// A TCP session ended, or has been open for another report interval.
+    TcpSession = 6,
+    /// A TCP connect failed.
+    TcpConnect = 7,
+    /// A TCP RST was sent or received.
+    TcpReset = 8,
+    /// A TCP segment was sent again.
+    TcpRetransmit = 9,
+    /// A request to a disk was done.
+    BlockIo = 10,
+    /// Latencies of such requests, added up in the kernel. Told in Snapshots.
+    BlockLatency = 11,
+    /// A packet was dropped.
+    Drop = 12,
+    /// Counts of such packets, added up in the kernel. Told in Snapshots.
+    DropCount = 13,
 }
 impl Kind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -316,6 +712,16 @@ impl Kind {
             Self::Exec => "KIND_EXEC",
             Self::Exit => "KIND_EXIT",
             Self::Fork => "KIND_FORK",
+            Self::FileOpen => "KIND_FILE_OPEN",
+            Self::FileDelete => "KIND_FILE_DELETE",
+            Self::TcpSession => "KIND_TCP_SESSION",
+            Self::TcpConnect => "KIND_TCP_CONNECT",
+            Self::TcpReset => "KIND_TCP_RESET",
+            Self::TcpRetransmit => "KIND_TCP_RETRANSMIT",
+            Self::BlockIo => "KIND_BLOCK_IO",
+            Self::BlockLatency => "KIND_BLOCK_LATENCY",
+            Self::Drop => "KIND_DROP",
+            Self::DropCount => "KIND_DROP_COUNT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -325,6 +731,381 @@ impl Kind {
             "KIND_EXEC" => Some(Self::Exec),
             "KIND_EXIT" => Some(Self::Exit),
             "KIND_FORK" => Some(Self::Fork),
+            "KIND_FILE_OPEN" => Some(Self::FileOpen),
+            "KIND_FILE_DELETE" => Some(Self::FileDelete),
+            "KIND_TCP_SESSION" => Some(Self::TcpSession),
+            "KIND_TCP_CONNECT" => Some(Self::TcpConnect),
+            "KIND_TCP_RESET" => Some(Self::TcpReset),
+            "KIND_TCP_RETRANSMIT" => Some(Self::TcpRetransmit),
+            "KIND_BLOCK_IO" => Some(Self::BlockIo),
+            "KIND_BLOCK_LATENCY" => Some(Self::BlockLatency),
+            "KIND_DROP" => Some(Self::Drop),
+            "KIND_DROP_COUNT" => Some(Self::DropCount),
+            _ => None,
+        }
+    }
+}
+/// How `path` of a file event came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PathSource {
+    /// The path could not be found out.
+    Unspecified = 0,
+    /// The kernel's own resolution: symbolic links and `..` followed.
+    Resolved = 1,
+    /// The name that the process gave, behind the directory that it is relative to. Symbolic links are not followed; `.` and `..` are
+    /// taken out by their letters.
+    Joined = 2,
+}
+impl PathSource {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PATH_SOURCE_UNSPECIFIED",
+            Self::Resolved => "PATH_SOURCE_RESOLVED",
+            Self::Joined => "PATH_SOURCE_JOINED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PATH_SOURCE_UNSPECIFIED" => Some(Self::Unspecified),
+            "PATH_SOURCE_RESOLVED" => Some(Self::Resolved),
+            "PATH_SOURCE_JOINED" => Some(Self::Joined),
+            _ => None,
+        }
+    }
+}
+/// How a file's content went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DeleteMethod {
+    /// Never sent.
+    Unspecified = 0,
+    /// unlink(2). The content goes when no other name and no open descriptor is left.
+    Unlink = 1,
+    /// rmdir(2).
+    Rmdir = 2,
+    /// rename(2) of another file to its name.
+    Rename = 3,
+    /// truncate(2) or ftruncate(2) to 0.
+    Truncate = 4,
+    /// open(2) with O_TRUNC.
+    OpenTruncate = 5,
+}
+impl DeleteMethod {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DELETE_METHOD_UNSPECIFIED",
+            Self::Unlink => "DELETE_METHOD_UNLINK",
+            Self::Rmdir => "DELETE_METHOD_RMDIR",
+            Self::Rename => "DELETE_METHOD_RENAME",
+            Self::Truncate => "DELETE_METHOD_TRUNCATE",
+            Self::OpenTruncate => "DELETE_METHOD_OPEN_TRUNCATE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DELETE_METHOD_UNSPECIFIED" => Some(Self::Unspecified),
+            "DELETE_METHOD_UNLINK" => Some(Self::Unlink),
+            "DELETE_METHOD_RMDIR" => Some(Self::Rmdir),
+            "DELETE_METHOD_RENAME" => Some(Self::Rename),
+            "DELETE_METHOD_TRUNCATE" => Some(Self::Truncate),
+            "DELETE_METHOD_OPEN_TRUNCATE" => Some(Self::OpenTruncate),
+            _ => None,
+        }
+    }
+}
+/// States of a TCP socket, in the numbers of include/net/tcp_states.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TcpState {
+    /// No socket.
+    Unspecified = 0,
+    /// Both ways open.
+    Established = 1,
+    /// A connect waits for its answer.
+    SynSent = 2,
+    /// A handshake is under way.
+    SynRecv = 3,
+    /// Closed here, not acknowledged yet.
+    FinWait1 = 4,
+    /// Closed here, not by the peer yet.
+    FinWait2 = 5,
+    /// Closed both ways; late segments are waited for.
+    TimeWait = 6,
+    /// Closed.
+    Close = 7,
+    /// Closed by the peer, not here yet.
+    CloseWait = 8,
+    /// Closed both ways, not acknowledged by the peer yet.
+    LastAck = 9,
+    /// Listens.
+    Listen = 10,
+    /// Both ends closed at once.
+    Closing = 11,
+    /// A request of a handshake.
+    NewSynRecv = 12,
+}
+impl TcpState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TCP_STATE_UNSPECIFIED",
+            Self::Established => "TCP_STATE_ESTABLISHED",
+            Self::SynSent => "TCP_STATE_SYN_SENT",
+            Self::SynRecv => "TCP_STATE_SYN_RECV",
+            Self::FinWait1 => "TCP_STATE_FIN_WAIT1",
+            Self::FinWait2 => "TCP_STATE_FIN_WAIT2",
+            Self::TimeWait => "TCP_STATE_TIME_WAIT",
+            Self::Close => "TCP_STATE_CLOSE",
+            Self::CloseWait => "TCP_STATE_CLOSE_WAIT",
+            Self::LastAck => "TCP_STATE_LAST_ACK",
+            Self::Listen => "TCP_STATE_LISTEN",
+            Self::Closing => "TCP_STATE_CLOSING",
+            Self::NewSynRecv => "TCP_STATE_NEW_SYN_RECV",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TCP_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "TCP_STATE_ESTABLISHED" => Some(Self::Established),
+            "TCP_STATE_SYN_SENT" => Some(Self::SynSent),
+            "TCP_STATE_SYN_RECV" => Some(Self::SynRecv),
+            "TCP_STATE_FIN_WAIT1" => Some(Self::FinWait1),
+            "TCP_STATE_FIN_WAIT2" => Some(Self::FinWait2),
+            "TCP_STATE_TIME_WAIT" => Some(Self::TimeWait),
+            "TCP_STATE_CLOSE" => Some(Self::Close),
+            "TCP_STATE_CLOSE_WAIT" => Some(Self::CloseWait),
+            "TCP_STATE_LAST_ACK" => Some(Self::LastAck),
+            "TCP_STATE_LISTEN" => Some(Self::Listen),
+            "TCP_STATE_CLOSING" => Some(Self::Closing),
+            "TCP_STATE_NEW_SYN_RECV" => Some(Self::NewSynRecv),
+            _ => None,
+        }
+    }
+}
+/// Who began a TCP session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TcpDirection {
+    /// It was there before anyone listened.
+    Unspecified = 0,
+    /// The process called connect(2).
+    Connect = 1,
+    /// The process listened.
+    Accept = 2,
+}
+impl TcpDirection {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TCP_DIRECTION_UNSPECIFIED",
+            Self::Connect => "TCP_DIRECTION_CONNECT",
+            Self::Accept => "TCP_DIRECTION_ACCEPT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TCP_DIRECTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "TCP_DIRECTION_CONNECT" => Some(Self::Connect),
+            "TCP_DIRECTION_ACCEPT" => Some(Self::Accept),
+            _ => None,
+        }
+    }
+}
+/// How a TCP session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TcpEnd {
+    /// It goes on, or nobody knows.
+    Unspecified = 0,
+    /// The pod closed first.
+    FinSent = 1,
+    /// The peer closed first.
+    FinReceived = 2,
+    /// The pod reset it.
+    RstSent = 3,
+    /// The peer reset it.
+    RstReceived = 4,
+    /// Nobody answered any more.
+    Timeout = 5,
+    /// Another error, which `error` names.
+    Error = 6,
+}
+impl TcpEnd {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TCP_END_UNSPECIFIED",
+            Self::FinSent => "TCP_END_FIN_SENT",
+            Self::FinReceived => "TCP_END_FIN_RECEIVED",
+            Self::RstSent => "TCP_END_RST_SENT",
+            Self::RstReceived => "TCP_END_RST_RECEIVED",
+            Self::Timeout => "TCP_END_TIMEOUT",
+            Self::Error => "TCP_END_ERROR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TCP_END_UNSPECIFIED" => Some(Self::Unspecified),
+            "TCP_END_FIN_SENT" => Some(Self::FinSent),
+            "TCP_END_FIN_RECEIVED" => Some(Self::FinReceived),
+            "TCP_END_RST_SENT" => Some(Self::RstSent),
+            "TCP_END_RST_RECEIVED" => Some(Self::RstReceived),
+            "TCP_END_TIMEOUT" => Some(Self::Timeout),
+            "TCP_END_ERROR" => Some(Self::Error),
+            _ => None,
+        }
+    }
+}
+/// Which way a segment went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Direction {
+    /// Never sent.
+    Unspecified = 0,
+    /// From the pod.
+    Sent = 1,
+    /// To the pod.
+    Received = 2,
+}
+impl Direction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DIRECTION_UNSPECIFIED",
+            Self::Sent => "DIRECTION_SENT",
+            Self::Received => "DIRECTION_RECEIVED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DIRECTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "DIRECTION_SENT" => Some(Self::Sent),
+            "DIRECTION_RECEIVED" => Some(Self::Received),
+            _ => None,
+        }
+    }
+}
+/// How an event's pod is known where no process of it ran at that moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Attribution {
+    /// By the process.
+    Unspecified = 0,
+    /// By the cgroup that the data belongs to (the bio's blkcg).
+    Bio = 1,
+    /// By the task that made the request.
+    Task = 2,
+    /// By the socket's cgroup.
+    Socket = 3,
+    /// By the network namespace.
+    NetworkNamespace = 4,
+}
+impl Attribution {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ATTRIBUTION_UNSPECIFIED",
+            Self::Bio => "ATTRIBUTION_BIO",
+            Self::Task => "ATTRIBUTION_TASK",
+            Self::Socket => "ATTRIBUTION_SOCKET",
+            Self::NetworkNamespace => "ATTRIBUTION_NETWORK_NAMESPACE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ATTRIBUTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "ATTRIBUTION_BIO" => Some(Self::Bio),
+            "ATTRIBUTION_TASK" => Some(Self::Task),
+            "ATTRIBUTION_SOCKET" => Some(Self::Socket),
+            "ATTRIBUTION_NETWORK_NAMESPACE" => Some(Self::NetworkNamespace),
+            _ => None,
+        }
+    }
+}
+/// What a request asks a disk to do: `REQ_OP_*` of include/linux/blk_types.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum BlockOperation {
+    /// Another operation.
+    Unspecified = 0,
+    /// Read.
+    Read = 1,
+    /// Write.
+    Write = 2,
+    /// Write out what the disk holds in its cache.
+    Flush = 3,
+    /// Forget what the sectors hold.
+    Discard = 4,
+    /// Forget it for good.
+    SecureErase = 5,
+    /// Write zeros.
+    WriteZeroes = 6,
+    /// Manage or append to a zone.
+    Zone = 7,
+    /// What the driver asks for itself, such as a SCSI or NVMe command.
+    Driver = 8,
+}
+impl BlockOperation {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "BLOCK_OPERATION_UNSPECIFIED",
+            Self::Read => "BLOCK_OPERATION_READ",
+            Self::Write => "BLOCK_OPERATION_WRITE",
+            Self::Flush => "BLOCK_OPERATION_FLUSH",
+            Self::Discard => "BLOCK_OPERATION_DISCARD",
+            Self::SecureErase => "BLOCK_OPERATION_SECURE_ERASE",
+            Self::WriteZeroes => "BLOCK_OPERATION_WRITE_ZEROES",
+            Self::Zone => "BLOCK_OPERATION_ZONE",
+            Self::Driver => "BLOCK_OPERATION_DRIVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "BLOCK_OPERATION_UNSPECIFIED" => Some(Self::Unspecified),
+            "BLOCK_OPERATION_READ" => Some(Self::Read),
+            "BLOCK_OPERATION_WRITE" => Some(Self::Write),
+            "BLOCK_OPERATION_FLUSH" => Some(Self::Flush),
+            "BLOCK_OPERATION_DISCARD" => Some(Self::Discard),
+            "BLOCK_OPERATION_SECURE_ERASE" => Some(Self::SecureErase),
+            "BLOCK_OPERATION_WRITE_ZEROES" => Some(Self::WriteZeroes),
+            "BLOCK_OPERATION_ZONE" => Some(Self::Zone),
+            "BLOCK_OPERATION_DRIVER" => Some(Self::Driver),
             _ => None,
         }
     }
@@ -406,6 +1187,25 @@ pub struct Filter {
     /// Only processes that ended with an exit code other than 0 or by a signal. Only for KIND_EXIT.
     #[prost(bool, tag = "5")]
     pub exit_failed: bool,
+    /// Absolute paths inside the container. Only for KIND_FILE_OPEN and KIND_FILE_DELETE. If every stream on the node asks for a prefix,
+    /// the kernel tests what they have in common.
+    #[prost(message, repeated, tag = "6")]
+    pub path: ::prost::alloc::vec::Vec<StringMatch>,
+    /// Only what failed. Only for KIND_FILE_OPEN, KIND_FILE_DELETE, KIND_BLOCK_IO.
+    #[prost(bool, tag = "7")]
+    pub failed: bool,
+    /// Only opens for writing. Only for KIND_FILE_OPEN.
+    #[prost(bool, tag = "8")]
+    pub write: bool,
+    /// Only opens that may create (O_CREAT). Only for KIND_FILE_OPEN.
+    #[prost(bool, tag = "9")]
+    pub create: bool,
+    /// Local or remote ports. Only for the kinds of TCP, KIND_DROP and KIND_DROP_COUNT.
+    #[prost(uint32, repeated, tag = "10")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
+    /// Only sessions and requests that took at least so long. Only for KIND_TCP_SESSION and KIND_BLOCK_IO.
+    #[prost(message, optional, tag = "11")]
+    pub min_duration: ::core::option::Option<::prost_types::Duration>,
 }
 /// What one client wants to hear.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -434,12 +1234,16 @@ pub struct SubscribeRequest {
     /// End the stream after this time. Unset: no limit.
     #[prost(message, optional, tag = "8")]
     pub max_duration: ::core::option::Option<::prost_types::Duration>,
+    /// Time between two Snapshots, and between two reports on a TCP session that goes on. Unset: 1 s for Snapshots, 30 s for sessions.
+    /// At least 1 s, at most 1 h.
+    #[prost(message, optional, tag = "9")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
 }
 /// One message of a stream.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeResponse {
     /// Exactly one of these.
-    #[prost(oneof = "subscribe_response::Message", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "subscribe_response::Message", tags = "1, 2, 3, 4, 5, 6")]
     pub message: ::core::option::Option<subscribe_response::Message>,
 }
 /// Nested message and enum types in `SubscribeResponse`.
@@ -462,6 +1266,9 @@ pub mod subscribe_response {
         /// A sign of life with the books so far.
         #[prost(message, tag = "5")]
         Heartbeat(super::Heartbeat),
+        /// What the kernel added up.
+        #[prost(message, tag = "6")]
+        Snapshot(super::Snapshot),
     }
 }
 /// Events that belong together only in that they travel together.
@@ -473,6 +1280,20 @@ pub struct EventBatch {
     pub first_sequence: u64,
     /// The events.
     #[prost(message, repeated, tag = "2")]
+    pub events: ::prost::alloc::vec::Vec<Event>,
+}
+/// What the kernel added up in an interval, for kinds that are told so: KIND_BLOCK_LATENCY, KIND_DROP_COUNT. Snapshots of a stream
+/// follow each other without gap or overlap. A client that reads slowly gets fewer of them, each over a longer time: nothing is lost.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Snapshot {
+    /// Since then.
+    #[prost(message, optional, tag = "1")]
+    pub start: ::core::option::Option<::prost_types::Timestamp>,
+    /// Until then.
+    #[prost(message, optional, tag = "2")]
+    pub end: ::core::option::Option<::prost_types::Timestamp>,
+    /// One for each cgroup, kind and subject of which something happened. Their `time` is `end`. In the books each counts as one event.
+    #[prost(message, repeated, tag = "3")]
     pub events: ::prost::alloc::vec::Vec<Event>,
 }
 /// Events of one kind that were lost at one stage since the last such message; at most one a second for each kind and stage.
@@ -550,7 +1371,7 @@ pub struct Heartbeat {
 /// One of the ways to attach to a hook.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Way {
-    /// `tp_btf`, `raw_tracepoint`, `fentry`, `fexit`, `kprobe`, `tracepoint`.
+    /// `tp_btf`, `raw_tracepoint`, `fentry`, `kprobe`, `fexit`, `kretprobe`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     /// The kernel's or the agent's reason why this way cannot be used. Empty if it can.
@@ -560,7 +1381,7 @@ pub struct Way {
 /// A place in the kernel that a kind needs.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Hook {
-    /// Name of the tracepoint or kernel function.
+    /// Name of the tracepoint or kernel function; with `:return` the function's return.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     /// The way that is used: the first that works. Empty if none does.
@@ -859,6 +1680,9 @@ pub enum LossStage {
     ClientQueue = 4,
     /// A rate limit dropped them.
     RateLimit = 5,
+    /// The kernel's table in which it adds up or keeps track was full. Of kinds told in Snapshots each count is one occurrence that is missing in
+    /// the sums.
+    KernelTable = 6,
 }
 impl LossStage {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -873,6 +1697,7 @@ impl LossStage {
             Self::Agent => "LOSS_STAGE_AGENT",
             Self::ClientQueue => "LOSS_STAGE_CLIENT_QUEUE",
             Self::RateLimit => "LOSS_STAGE_RATE_LIMIT",
+            Self::KernelTable => "LOSS_STAGE_KERNEL_TABLE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -884,6 +1709,7 @@ impl LossStage {
             "LOSS_STAGE_AGENT" => Some(Self::Agent),
             "LOSS_STAGE_CLIENT_QUEUE" => Some(Self::ClientQueue),
             "LOSS_STAGE_RATE_LIMIT" => Some(Self::RateLimit),
+            "LOSS_STAGE_KERNEL_TABLE" => Some(Self::KernelTable),
             _ => None,
         }
     }

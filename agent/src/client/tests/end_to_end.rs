@@ -501,7 +501,7 @@ async fn followed(
         err: &mut err,
         terminal: false,
     };
-    let table = EventTable::watch(false, false, false);
+    let table = EventTable::watch(&[v1::Kind::Exec], false, false, false);
     let mut view = View::new(Format::Table(table));
     let ending: Ending = follow(messages, stop, &mut view, &mut screen)
         .await

@@ -241,6 +241,12 @@ impl Record {
             .map_while(|param| u32_at(param, 0))
     }
 
+    /// Names and values of an enum's members; none when it is not an enum of 32 bits.
+    pub(super) fn enumerators(&self, bytes: &[u8]) -> impl Iterator<Item = (u32, u32)> {
+        self.parts(bytes, self.kind == Kind::Enum, PARAM_BYTES)
+            .map_while(|member| Some((u32_at(member, 0)?, u32_at(member, 4)?)))
+    }
+
     /// Element and length of an array.
     pub(super) fn array(&self, bytes: &[u8]) -> Option<(u32, u32)> {
         Some((

@@ -1,0 +1,1 @@
+//! The sensor `file`: who opens files, and who makes their content go.

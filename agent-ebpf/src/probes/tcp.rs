@@ -1,0 +1,1 @@
+//! The sensor `tcp`: sessions, failed connects, resets, retransmits.

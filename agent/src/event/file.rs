@@ -1,0 +1,135 @@
+//! Frames of the sensor `file`.
+
+use dinle_ebpf::{FileDelete, FileOpen, file::flags};
+use dinle_proto::v1::{self, event::Detail};
+
+use super::{DecodeError, Decoded, arguments, components, device, parts, read, text};
+
+pub(super) fn open(body: &[u8]) -> Result<Decoded, DecodeError> {
+    let (open, tail) = read::<FileOpen>(body)?;
+    let FileOpen {
+        task,
+        inode,
+        device: dev,
+        open_flags,
+        mode,
+        result,
+        filename_len,
+        path_len,
+        flags: known,
+        reserved: _,
+    } = open;
+    let [filename, path] = parts::<FileOpen, 2>(tail, [filename_len, path_len])?;
+    let filename = text(filename);
+    let (path, path_source) = path_of(path, &filename, known);
+    let (device_major, device_minor) = device(dev);
+    let detail = v1::FileOpen {
+        path,
+        path_source: path_source.into(),
+        path_truncated: known & flags::PATH_CUT != 0,
+        filename,
+        filename_truncated: known & flags::FILENAME_CUT != 0,
+        flags: open_flags,
+        mode,
+        fd: (result >= 0 && known & flags::IO_URING == 0).then_some(result),
+        error: error(result),
+        inode,
+        device_major,
+        device_minor,
+        io_uring: known & flags::IO_URING != 0,
+    };
+    Ok((Some(task), Detail::FileOpen(detail)))
+}
+
+pub(super) fn delete(body: &[u8]) -> Result<Decoded, DecodeError> {
+    let (delete, tail) = read::<FileDelete>(body)?;
+    let FileDelete {
+        task,
+        inode,
+        size_before,
+        device: dev,
+        result,
+        args_bytes,
+        how,
+        filename_len,
+        path_len,
+        source_len,
+        args_len,
+        flags: known,
+    } = delete;
+    let lens = [filename_len, path_len, source_len, args_len];
+    let [filename, path, source, args] = parts::<FileDelete, 4>(tail, lens)?;
+    let filename = text(filename);
+    let (path, path_source) = path_of(path, &filename, known);
+    let (device_major, device_minor) = device(dev);
+    let detail = v1::FileDelete {
+        method: method(how).into(),
+        path,
+        path_source: path_source.into(),
+        path_truncated: known & flags::PATH_CUT != 0,
+        filename,
+        filename_truncated: known & flags::FILENAME_CUT != 0,
+        source: text(source),
+        inode: (known & flags::INODE_KNOWN != 0).then_some(inode),
+        device_major,
+        device_minor,
+        size_before: (known & flags::SIZE_KNOWN != 0).then_some(size_before),
+        error: error(result),
+        process_args: arguments(args),
+        process_args_truncated: args_bytes > u32::from(args_len),
+        io_uring: known & flags::IO_URING != 0,
+    };
+    Ok((Some(task), Detail::FileDelete(detail)))
+}
+
+fn error(result: i32) -> u32 {
+    if result < 0 { result.unsigned_abs() } else { 0 }
+}
+
+fn method(how: u16) -> v1::DeleteMethod {
+    match how {
+        FileDelete::UNLINK => v1::DeleteMethod::Unlink,
+        FileDelete::RMDIR => v1::DeleteMethod::Rmdir,
+        FileDelete::RENAME => v1::DeleteMethod::Rename,
+        FileDelete::TRUNCATE => v1::DeleteMethod::Truncate,
+        FileDelete::OPEN_TRUNCATE => v1::DeleteMethod::OpenTruncate,
+        _ => v1::DeleteMethod::Unspecified,
+    }
+}
+
+/// The absolute path of what the kernel half knows: components of the file, or of the directory that the name is relative to.
+fn path_of(bytes: &[u8], filename: &str, known: u16) -> (String, v1::PathSource) {
+    let cut = known & flags::PATH_CUT != 0;
+    let names: Vec<String> = components(bytes)
+        .rev()
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect();
+    if known & flags::RESOLVED != 0 {
+        return (joined(&names, cut), v1::PathSource::Resolved);
+    }
+    let absolute = filename.starts_with('/');
+    if filename.is_empty() || known & (flags::PATH_KNOWN | flags::PATH_CUT) == 0 && !absolute {
+        return (String::new(), v1::PathSource::Unspecified);
+    }
+    let mut whole = if absolute { Vec::new() } else { names };
+    let floor = if cut && !absolute { 1 } else { 0 };
+    for part in filename.split('/') {
+        match part {
+            "" | "." => {}
+            // Above the root is the root; above what was cut nobody knows.
+            ".." if whole.len() > floor => _ = whole.pop(),
+            ".." => {}
+            name => whole.push(name.to_owned()),
+        }
+    }
+    (joined(&whole, cut && !absolute), v1::PathSource::Joined)
+}
+
+fn joined(names: &[String], cut: bool) -> String {
+    let mut path = String::from(if cut { "…" } else { "" });
+    for name in names {
+        path.push('/');
+        path.push_str(name);
+    }
+    if path.is_empty() { "/".into() } else { path }
+}

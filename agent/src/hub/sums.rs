@@ -1,0 +1,147 @@
+//! What a stream's next Snapshot will tell: rows that the kernel added up, added up further until the client can take them.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use dinle_proto::v1::{self, event::Detail};
+use prost::Message as _;
+
+/// Between two snapshots, unless a stream asks for another time.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// One stream's.
+#[derive(Debug)]
+pub(super) struct Sums {
+    /// By cgroup and by what is counted apart, so that a snapshot is in order.
+    rows: BTreeMap<(u64, Vec<u8>), Row>,
+    start: SystemTime,
+    due: Instant,
+    interval: Duration,
+}
+
+/// What happened to one subject.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) event: v1::Event,
+    pub(super) workload: Arc<v1::Workload>,
+}
+
+impl Sums {
+    pub(super) fn new(interval: Option<Duration>) -> Self {
+        let interval = interval.unwrap_or(INTERVAL);
+        Self {
+            rows: BTreeMap::new(),
+            start: SystemTime::now(),
+            due: Instant::now() + interval,
+            interval,
+        }
+    }
+
+    /// Adds a row. Of an event that is none, nothing is kept.
+    pub(super) fn add(&mut self, event: &v1::Event, workload: &Arc<v1::Workload>) {
+        let Some(subject) = event.detail.as_ref().and_then(subject) else {
+            return;
+        };
+        let key = (event.cgroup_id, subject);
+        match self.rows.get_mut(&key) {
+            Some(row) => merge(&mut row.event, event),
+            None => {
+                let row = Row {
+                    event: event.clone(),
+                    workload: workload.clone(),
+                };
+                self.rows.insert(key, row);
+            }
+        }
+    }
+
+    /// Whether it is time for a snapshot.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now >= self.due
+    }
+
+    /// Since when, and what.
+    pub(super) fn rows(&self) -> (SystemTime, impl Iterator<Item = &Row>) {
+        (self.start, self.rows.values())
+    }
+
+    /// It was told up to `end`.
+    pub(super) fn begin_next(&mut self, end: SystemTime) {
+        let Self {
+            rows,
+            start,
+            due,
+            interval,
+        } = self;
+        rows.clear();
+        *start = end;
+        // Without drift, unless a whole interval was missed.
+        *due += *interval;
+        if *due <= Instant::now() {
+            *due = Instant::now() + *interval;
+        }
+    }
+}
+
+/// What a row is about: the detail without its amounts, as bytes. `None` for an event that is no row.
+fn subject(detail: &Detail) -> Option<Vec<u8>> {
+    match detail {
+        Detail::BlockLatency(latency) => {
+            let subject = v1::BlockLatency {
+                count: 0,
+                bytes: 0,
+                device_ns: 0,
+                queued_ns: 0,
+                buckets: Vec::new(),
+                ..latency.clone()
+            };
+            Some(subject.encode_to_vec())
+        }
+        Detail::DropCount(count) => {
+            let subject = v1::DropCount {
+                count: 0,
+                bytes: 0,
+                ..count.clone()
+            };
+            Some(subject.encode_to_vec())
+        }
+        Detail::Exec(_)
+        | Detail::Exit(_)
+        | Detail::Fork(_)
+        | Detail::FileOpen(_)
+        | Detail::FileDelete(_)
+        | Detail::TcpSession(_)
+        | Detail::TcpConnect(_)
+        | Detail::TcpReset(_)
+        | Detail::TcpRetransmit(_)
+        | Detail::BlockIo(_)
+        | Detail::Drop(_) => None,
+    }
+}
+
+/// Adds a row to another one of the same subject.
+fn merge(sum: &mut v1::Event, more: &v1::Event) {
+    sum.time = more.time;
+    match (&mut sum.detail, &more.detail) {
+        (Some(Detail::BlockLatency(sum)), Some(Detail::BlockLatency(more))) => {
+            sum.count += more.count;
+            sum.bytes += more.bytes;
+            sum.device_ns += more.device_ns;
+            sum.queued_ns += more.queued_ns;
+            let len = sum.buckets.len().max(more.buckets.len());
+            sum.buckets.resize(len, 0);
+            for (sum, more) in sum.buckets.iter_mut().zip(&more.buckets) {
+                *sum += more;
+            }
+        }
+        (Some(Detail::DropCount(sum)), Some(Detail::DropCount(more))) => {
+            sum.count += more.count;
+            sum.bytes += more.bytes;
+        }
+        // Rows of one subject are of one kind.
+        _ => {}
+    }
+}

@@ -1,0 +1,236 @@
+//! Tables in which the kernel adds up: read at an interval, told as the difference to the last reading.
+
+use std::{collections::HashMap, hash::Hash, ops::Sub};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{MapData, MapError, PerCpuHashMap},
+};
+use dinle_ebpf::{
+    BlockLatency, DropCount, Header, Kind, Payload,
+    block::{BlockKey, BlockSum},
+    drop::{DropKey, DropSum},
+};
+use zerocopy::IntoBytes as _;
+
+use super::{LoadError, take_map};
+
+/// Lets aya pass a wire type by value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+struct Plain<T>(T);
+
+// SAFETY: `#[repr(C)]` integers without padding (zerocopy's derives check it), valid for any bytes.
+unsafe impl Pod for Plain<BlockKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<BlockSum> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<DropKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Plain<DropSum> {}
+
+/// A row of a table: what is counted apart, and the sums.
+trait Row {
+    type Key: Copy + Eq + Hash + 'static;
+    type Sum: Copy + PartialEq + Default + Sub<Output = Self::Sum> + 'static;
+    type Payload: Payload;
+
+    /// The same counted on two CPUs.
+    fn add(a: Self::Sum, b: Self::Sum) -> Self::Sum;
+    fn cgroup_id(key: &Self::Key) -> u64;
+    /// What a frame tells of it.
+    fn payload(key: Self::Key, sum: Self::Sum) -> Self::Payload;
+}
+
+struct Block;
+
+impl Row for Block {
+    type Key = BlockKey;
+    type Sum = BlockSum;
+    type Payload = BlockLatency;
+
+    fn add(a: BlockSum, b: BlockSum) -> BlockSum {
+        a + b
+    }
+
+    fn cgroup_id(key: &BlockKey) -> u64 {
+        key.cgroup_id
+    }
+
+    fn payload(key: BlockKey, sum: BlockSum) -> BlockLatency {
+        let BlockKey {
+            cgroup_id: _,
+            device,
+            operation,
+            disk,
+        } = key;
+        let BlockSum {
+            count,
+            bytes,
+            device_ns,
+            queued_ns,
+            buckets,
+        } = sum;
+        BlockLatency {
+            count,
+            bytes,
+            device_ns,
+            queued_ns,
+            buckets,
+            device,
+            operation,
+            disk,
+        }
+    }
+}
+
+struct Dropped;
+
+impl Row for Dropped {
+    type Key = DropKey;
+    type Sum = DropSum;
+    type Payload = DropCount;
+
+    fn add(a: DropSum, b: DropSum) -> DropSum {
+        a + b
+    }
+
+    fn cgroup_id(key: &DropKey) -> u64 {
+        key.cgroup_id
+    }
+
+    fn payload(key: DropKey, sum: DropSum) -> DropCount {
+        let DropKey {
+            cgroup_id: _,
+            reason,
+            ether_type,
+            protocol,
+            port,
+            attribution,
+            reserved: _,
+        } = key;
+        let DropSum { count, bytes } = sum;
+        DropCount {
+            count,
+            bytes,
+            reason,
+            ether_type,
+            protocol,
+            port,
+            attribution,
+            reserved: 0,
+        }
+    }
+}
+
+struct Table<R: Row>
+where
+    Plain<R::Key>: Pod,
+    Plain<R::Sum>: Pod,
+{
+    map: PerCpuHashMap<MapData, Plain<R::Key>, Plain<R::Sum>>,
+    before: HashMap<R::Key, R::Sum>,
+}
+
+impl<R: Row> Table<R>
+where
+    Plain<R::Key>: Pod,
+    Plain<R::Sum>: Pod,
+{
+    fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, LoadError> {
+        let map = PerCpuHashMap::try_from(take_map(ebpf, name)?)
+            .map_err(|error| LoadError::Map { name, error })?;
+        Ok(Self {
+            map,
+            before: HashMap::new(),
+        })
+    }
+
+    /// Gives a frame of each row of which something was added since the last call.
+    fn read(&mut self, boot_ns: u64, mut each: impl FnMut(&[u8])) -> Result<(), MapError> {
+        let Self { map, before } = self;
+        for row in map.iter() {
+            let (Plain(key), values) = row?;
+            let sum = values
+                .iter()
+                .fold(R::Sum::default(), |sum, &Plain(one)| R::add(sum, one));
+            let old = before.insert(key, sum).unwrap_or_default();
+            if sum == old {
+                continue;
+            }
+            let header = Header {
+                boot_ns,
+                cgroup_id: R::cgroup_id(&key),
+                slot: 0,
+                kind: R::Payload::KIND as u16,
+                reserved: 0,
+            };
+            each(&[header.as_bytes(), R::payload(key, sum - old).as_bytes()].concat());
+        }
+        Ok(())
+    }
+
+    /// Makes room: removes the rows of cgroups that are gone. To be called after they were read for the last time.
+    fn retain(&mut self, exists: &dyn Fn(u64) -> bool) -> Result<(), MapError> {
+        let Self { map, before } = self;
+        let gone: Vec<R::Key> = before
+            .keys()
+            .filter(|key| !exists(R::cgroup_id(key)))
+            .copied()
+            .collect();
+        for key in gone {
+            match map.remove(&Plain(key)) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(error),
+            }
+            before.remove(&key);
+        }
+        Ok(())
+    }
+}
+
+/// All of them.
+pub struct Tables {
+    block: Table<Block>,
+    drop: Table<Dropped>,
+}
+
+impl Tables {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        Ok(Self {
+            block: Table::take(ebpf, "BLOCK_LATENCY")?,
+            drop: Table::take(ebpf, "DROP_COUNT")?,
+        })
+    }
+
+    /// Gives a frame for each row of that kind to which something was added since the last call. Kinds that are not told in snapshots
+    /// have none.
+    pub fn read(
+        &mut self,
+        kind: Kind,
+        boot_ns: u64,
+        each: impl FnMut(&[u8]),
+    ) -> Result<(), MapError> {
+        match kind {
+            Kind::BlockLatency => self.block.read(boot_ns, each),
+            Kind::DropCount => self.drop.read(boot_ns, each),
+            Kind::Exec
+            | Kind::Exit
+            | Kind::Fork
+            | Kind::FileOpen
+            | Kind::FileDelete
+            | Kind::TcpSession
+            | Kind::TcpConnect
+            | Kind::TcpReset
+            | Kind::TcpRetransmit
+            | Kind::BlockIo
+            | Kind::Drop => Ok(()),
+        }
+    }
+
+    /// Removes what was added up for cgroups that are gone.
+    pub fn retain(&mut self, exists: impl Fn(u64) -> bool) -> Result<(), MapError> {
+        self.block.retain(&exists)?;
+        self.drop.retain(&exists)
+    }
+}
