@@ -13,6 +13,9 @@ pub const PATH_MAX: usize = 2047;
 /// Most components of a path.
 pub const PATH_DEPTH: usize = 48;
 
+/// Longest name of a file that replaces another one, in bytes, without its NUL.
+pub const SOURCE_MAX: usize = 255;
+
 /// Most bytes of a process's arguments.
 pub const ARGS_MAX: usize = 255;
 

@@ -198,6 +198,8 @@ pub struct Counts {
     pub seen: u64,
     /// Those of them for which the ring had no room.
     pub lost: u64,
+    /// Those of them for which a table had no room.
+    pub missed: u64,
 }
 
 /// What is not worth a frame of one kind, whoever asks for it: element [`Kind`] of the map `NARROWING`. All zeros: everything is.

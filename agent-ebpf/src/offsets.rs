@@ -12,6 +12,7 @@ pub const MISSING: u32 = u32::MAX;
 ///   those of the function `__traceiter_sched_process_exit`, whose first parameter `__data` does not count.
 /// * `"param:vfs_unlink:dentry"`: position of a function's parameter by its name, counted from 0.
 /// * `"params:vfs_unlink"`: how many parameters a function has.
+/// * `"enumerator:bpf_func_id:BPF_FUNC_task_pt_regs"`: value of an enumerator.
 ///
 /// With `+8` behind it a value is so much larger.
 macro_rules! offsets {
@@ -113,6 +114,94 @@ offsets! {
     cgroup_root = "cgroup.root";
     /// Number of a hierarchy: 0 for cgroup v2.
     cgroup_root_id = "cgroup_root.hierarchy_id";
+    /// `PF_*` of a task.
+    task_flags = "task_struct.flags";
+    /// Open files.
+    task_files = "task_struct.files";
+    /// What a task has to do with io_uring; null for nothing.
+    task_io_uring = "task_struct.io_uring";
+    /// x86-64: whether the task is in a system call of 32 bits.
+    task_status = "task_struct.thread_info.status";
+    /// A task's kernel stack: at its end are the registers of user mode.
+    task_stack = "task_struct.stack";
+    /// Size of those.
+    regs_size = "size:pt_regs";
+    /// There only where a helper tells where they are (5.15).
+    helper_task_pt_regs = "enumerator:bpf_func_id:BPF_FUNC_task_pt_regs";
+    /// The table of open files.
+    files_fdt = "files_struct.fdt";
+    /// How many places it has.
+    fdt_max = "fdtable.max_fds";
+    /// Its places.
+    fdt_fd = "fdtable.fd";
+    /// Where an open file is.
+    file_path = "file.f_path";
+    /// Its inode.
+    file_inode = "file.f_inode";
+    /// `FMODE_*` of an open file.
+    file_mode = "file.f_mode";
+    /// An entry's inode.
+    dentry_inode = "dentry.d_inode";
+    /// Number of an inode.
+    inode_number = "inode.i_ino";
+    /// Bytes of a file.
+    inode_size = "inode.i_size";
+    /// Type and permissions.
+    inode_mode = "inode.i_mode";
+    /// Its filesystem.
+    inode_sb = "inode.i_sb";
+    /// A filesystem's device.
+    sb_device = "super_block.s_dev";
+    /// Namespace of a mount.
+    mount_ns = "mount.mnt_ns";
+    /// A name in the kernel's memory.
+    filename_name = "filename.name";
+    /// `O_*` of an open under way.
+    open_flag = "open_flags.open_flag";
+    /// Permissions of a file that it may make.
+    open_mode = "open_flags.mode";
+    /// Arguments of do_filp_open, called do_file_open since 7.1.
+    open_dfd = "param:do_filp_open:dfd" | "param:do_file_open:dfd";
+    /// The name.
+    open_pathname = "param:do_filp_open:pathname" | "param:do_file_open:pathname";
+    /// How to open.
+    open_op = "param:do_filp_open:op" | "param:do_file_open:op";
+    /// How many there are.
+    open_params = "params:do_filp_open" | "params:do_file_open";
+    /// Of vfs_unlink, which got a first argument in 5.12.
+    unlink_dentry = "param:vfs_unlink:dentry";
+    /// How many there are.
+    unlink_params = "params:vfs_unlink";
+    /// Of vfs_rmdir, alike.
+    rmdir_dentry = "param:vfs_rmdir:dentry";
+    /// How many there are.
+    rmdir_params = "params:vfs_rmdir";
+    /// Of vfs_rename: since 5.12 they are in a struct.
+    rename_rd = "param:vfs_rename:rd";
+    /// Before that.
+    rename_new_dentry = "param:vfs_rename:new_dentry";
+    /// Before that.
+    rename_old_dentry = "param:vfs_rename:old_dentry";
+    /// Before that.
+    rename_flags = "param:vfs_rename:flags";
+    /// How many there are.
+    rename_params = "params:vfs_rename";
+    /// In the struct.
+    rd_new_dentry = "renamedata.new_dentry";
+    /// In the struct.
+    rd_old_dentry = "renamedata.old_dentry";
+    /// In the struct.
+    rd_flags = "renamedata.flags";
+    /// Of do_truncate.
+    truncate_dentry = "param:do_truncate:dentry";
+    /// The new size.
+    truncate_length = "param:do_truncate:length";
+    /// `ATTR_*`.
+    truncate_attrs = "param:do_truncate:time_attrs";
+    /// The open file, or null.
+    truncate_filp = "param:do_truncate:filp";
+    /// How many there are.
+    truncate_params = "params:do_truncate";
     /// First argument of a function, in the registers.
     regs_0 = "pt_regs.di" | "pt_regs.regs";
     /// The second.

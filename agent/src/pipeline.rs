@@ -321,12 +321,15 @@ fn sums(tables: &mut Tables, router: &mut Router) {
 
 fn losses(counters: &mut Counters, publisher: &mut Publisher, stats: &Stats) {
     for loss in report(counters.losses(publisher.watched_slots())) {
-        let stage = if loss.kind.is_snapshot() {
-            Stage::KernelTable
-        } else {
-            Stage::KernelRing
-        };
-        publisher.lose(loss.slot, event::proto_kind(loss.kind), stage, loss.count);
+        let kind = event::proto_kind(loss.kind);
+        for (stage, count) in [
+            (Stage::KernelRing, loss.ring),
+            (Stage::KernelTable, loss.table),
+        ] {
+            if count > 0 {
+                publisher.lose(loss.slot, kind, stage, count);
+            }
+        }
     }
     let counts = report(counters.tracker());
     stats.tracker_lost.fetch_add(counts.lost, Ordering::Relaxed);

@@ -9,6 +9,8 @@
 mod exec;
 #[path = "kernel/exit.rs"]
 mod exit;
+#[path = "kernel/file.rs"]
+mod file;
 #[path = "kernel/filters.rs"]
 mod filters;
 #[path = "kernel/flags.rs"]

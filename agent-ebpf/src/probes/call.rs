@@ -9,14 +9,14 @@ macro_rules! entry {
     ($fentry:ident, $kprobe:ident => $body:expr) => {
         #[aya_ebpf::macros::fentry]
         pub fn $fentry(ctx: aya_ebpf::programs::FEntryContext) -> i32 {
-            $body($crate::call::Call::trampoline(
+            ($body)($crate::call::Call::trampoline(
                 aya_ebpf::EbpfContext::as_ptr(&ctx),
             ))
         }
 
         #[aya_ebpf::macros::kprobe]
         pub fn $kprobe(ctx: aya_ebpf::programs::ProbeContext) -> u32 {
-            $body($crate::call::Call::registers(
+            ($body)($crate::call::Call::registers(
                 aya_ebpf::EbpfContext::as_ptr(&ctx),
             )) as u32
         }
@@ -29,14 +29,14 @@ macro_rules! exit {
     ($fexit:ident, $kretprobe:ident => $body:expr) => {
         #[aya_ebpf::macros::fexit]
         pub fn $fexit(ctx: aya_ebpf::programs::FExitContext) -> i32 {
-            $body($crate::call::Call::trampoline(
+            ($body)($crate::call::Call::trampoline(
                 aya_ebpf::EbpfContext::as_ptr(&ctx),
             ))
         }
 
         #[aya_ebpf::macros::kretprobe]
         pub fn $kretprobe(ctx: aya_ebpf::programs::RetProbeContext) -> u32 {
-            $body($crate::call::Call::registers(
+            ($body)($crate::call::Call::registers(
                 aya_ebpf::EbpfContext::as_ptr(&ctx),
             )) as u32
         }

@@ -123,8 +123,8 @@ pub fn added(subject: Subject, kind: Kind) {
 
 /// Counts one that should have been added up, or told by a frame, while a table was full.
 #[inline(always)]
-pub fn lost(subject: Subject, kind: Kind) {
-    count(subject, kind, |counts| &raw mut counts.lost);
+pub fn missed(subject: Subject, kind: Kind) {
+    count(subject, kind, |counts| &raw mut counts.missed);
 }
 
 #[inline(always)]

@@ -1,1 +1,955 @@
 //! The sensor `file`: who opens files, and who makes their content go.
+//!
+//! Two routes. In the kernel's own functions every way to a file is seen (system calls, io_uring), and what it is before it goes. Where
+//! functions cannot be attached to, system calls are heard when they return.
+
+use aya_ebpf::{
+    helpers::generated::{
+        bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf,
+        bpf_probe_read_user, bpf_probe_read_user_str, bpf_task_pt_regs,
+    },
+    macros::{btf_tracepoint, map, raw_tracepoint},
+    maps::{LruHashMap, PerCpuArray},
+    programs::{BtfTracePointContext, RawTracePointContext},
+};
+use dinle_ebpf::{
+    FRAME_MAX, FileDelete, FileOpen, Header, Kind, Narrowing,
+    file::{ARGS_MAX, FILENAME_MAX, PATH_DEPTH, PATH_MAX, SOURCE_MAX, flags},
+    offsets::MISSING,
+};
+
+use crate::{
+    call::{Call, entry, exit, syscall_argument},
+    emit::{self, Scratch},
+    kernel::{Ptr, at, offset, read, read_str, syscall},
+    path::{self, End, Path, stored},
+    scope::{self, Subject},
+    task::{arguments, fill_task},
+};
+
+// include/uapi/asm-generic/fcntl.h and include/uapi/linux/fcntl.h, the same on x86-64 and arm64.
+const O_ACCMODE: u32 = 3;
+const O_CREAT: u32 = 0o100;
+const O_TRUNC: u32 = 0o1000;
+const AT_FDCWD: i32 = -100;
+const AT_REMOVEDIR: u64 = 0x200;
+const RENAME_EXCHANGE: u64 = 2;
+
+// include/uapi/asm-generic/errno-base.h, and include/linux/err.h: pointers above this are error numbers.
+const EAGAIN: i32 = 11;
+const MAX_ERRNO: u64 = 4095;
+
+/// Room for frames, one for each of the programs that run in turn: a program may be interrupted by another one on its CPU, but not
+/// by one of the same system call.
+#[map]
+static OPEN_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static INSTALL_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static DELETE_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static EXIT_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+// The largest frames fit, with the room that the last name of a path may need.
+const _: () =
+    assert!(size_of::<Header>() + size_of::<FileOpen>() + FILENAME_MAX + PATH_MAX + 1 <= FRAME_MAX);
+const _: () = assert!(
+    size_of::<Header>()
+        + size_of::<FileDelete>()
+        + FILENAME_MAX
+        + PATH_MAX
+        + SOURCE_MAX
+        + ARGS_MAX
+        + 1
+        <= FRAME_MAX
+);
+
+#[inline(always)]
+fn current() -> Ptr {
+    // SAFETY: this helper has no preconditions.
+    (unsafe { bpf_get_current_task() }) as Ptr
+}
+
+#[inline(always)]
+fn thread() -> u64 {
+    // SAFETY: this helper has no preconditions.
+    unsafe { bpf_get_current_pid_tgid() }
+}
+
+/// The open file behind a descriptor of the task's; null if there is none.
+#[inline(always)]
+fn file_of(task: Ptr, fd: i32) -> Ptr {
+    let files: Ptr = read(task, offset!(task_files));
+    let table: Ptr = read(files, offset!(files_fdt));
+    let max: u32 = read(table, offset!(fdt_max));
+    if fd < 0 || fd as u32 >= max {
+        return core::ptr::null();
+    }
+    let places: Ptr = read(table, offset!(fdt_fd));
+    read(places, fd as u32 * 8)
+}
+
+/// A name as a process gave it.
+#[derive(Clone, Copy)]
+enum Name {
+    /// In the process's memory.
+    User(u64),
+    /// In the kernel's.
+    Kernel(Ptr),
+    /// Not known.
+    None,
+}
+
+impl Name {
+    /// Copies it to `to`, its length to `len`. Returns flags.
+    ///
+    /// # Safety
+    /// `len` lies in a map, `to` has room for [`FILENAME_MAX`] bytes and a NUL.
+    #[inline(always)]
+    unsafe fn copy(self, len: *mut u16, to: *mut u8) -> u16 {
+        let size = FILENAME_MAX as u32 + 1;
+        // SAFETY: the caller's promise; the helpers check the source address themselves.
+        let copied = match self {
+            Self::User(address) => {
+                let copied = unsafe { bpf_probe_read_user_str(to.cast(), size, address as Ptr) };
+                if copied < 0 { 0 } else { copied as usize }
+            }
+            // SAFETY: as above.
+            Self::Kernel(address) => unsafe { read_str(to, size, address) },
+            Self::None => return 0,
+        };
+        if copied == 0 {
+            return flags::FILENAME_UNREADABLE;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { len.write_volatile(copied as u16 - 1) };
+        // A name that just fits is as long as one that was cut.
+        if copied != FILENAME_MAX + 1 {
+            return 0;
+        }
+        let mut next = 0u8;
+        let at = FILENAME_MAX as u32;
+        match self {
+            // SAFETY: a byte is as large as is said; the helper checks the source address itself.
+            Self::User(address) => unsafe {
+                let address = address + u64::from(at);
+                bpf_probe_read_user((&raw mut next).cast(), 1, address as Ptr);
+            },
+            Self::Kernel(address) => next = read(address, at),
+            Self::None => {}
+        }
+        if next != 0 { flags::FILENAME_CUT } else { 0 }
+    }
+}
+
+/// Writes the components of a path, up to the task's root. Returns flags.
+///
+/// # Safety
+/// As of [`path::components`].
+#[inline(always)]
+unsafe fn walk(path: Path, task: Ptr, len: *mut u16, to: *mut u8) -> u16 {
+    // SAFETY: the caller's promise.
+    match unsafe { path::components::<PATH_MAX, PATH_DEPTH>(path, Path::root_of(task), len, to) } {
+        End::Root => flags::PATH_KNOWN,
+        End::Cut => flags::PATH_CUT,
+        End::Nowhere => 0,
+    }
+}
+
+/// The directory that a name is relative to.
+#[inline(always)]
+fn directory(task: Ptr, dfd: i32) -> Path {
+    if dfd == AT_FDCWD {
+        Path::cwd_of(task)
+    } else {
+        Path::of_file(file_of(task, dfd))
+    }
+}
+
+/// An open that is over.
+struct Opened {
+    name: Name,
+    dfd: i32,
+    open_flags: u32,
+    mode: u32,
+    /// Descriptor, or negative error number.
+    result: i32,
+    /// Null if it failed.
+    file: Ptr,
+    flags: u16,
+}
+
+/// Whether every listener would leave it out.
+#[inline(always)]
+fn unwanted(open_flags: u32, result: i32) -> bool {
+    let Some(Narrowing { flags, .. }) = emit::narrowing(Kind::FileOpen) else {
+        return false;
+    };
+    flags & Narrowing::FAILED != 0 && result >= 0
+        || flags & Narrowing::WRITE != 0 && open_flags & O_ACCMODE == 0
+        || flags & Narrowing::CREATE != 0 && open_flags & O_CREAT == 0
+}
+
+#[inline(always)]
+fn tell_open(subject: Subject, scratch: &PerCpuArray<Scratch>, opened: Opened) {
+    let Opened {
+        name,
+        dfd,
+        open_flags,
+        mode,
+        result,
+        file,
+        flags: known,
+    } = opened;
+    let Some(scratch) = scratch.get_ptr_mut(0) else {
+        return;
+    };
+    let task = current();
+    emit::with_tail::<FileOpen>(subject, scratch, |open, tail| {
+        // SAFETY: `open` is a zeroed payload in a map; the tail has room for both parts at their largest (asserted above).
+        unsafe {
+            fill_task(&raw mut (*open).task, task);
+            (*open).open_flags = open_flags;
+            (*open).mode = mode;
+            (*open).result = result;
+            let mut known = known | name.copy(&raw mut (*open).filename_len, tail);
+            let filename = stored::<FILENAME_MAX>(&raw mut (*open).filename_len);
+            let path = if file.is_null() {
+                directory(task, dfd)
+            } else {
+                let (inode, device) = identity(read(file, offset!(file_inode)));
+                (*open).inode = inode;
+                (*open).device = device;
+                known |= flags::RESOLVED | flags::INODE_KNOWN;
+                Path::of_file(file)
+            };
+            let len = &raw mut (*open).path_len;
+            known |= walk(path, task, len, tail.add(filename));
+            (*open).flags = known;
+            filename + stored::<PATH_MAX>(len)
+        }
+    });
+}
+
+/// Number and device of an inode.
+#[inline(always)]
+fn identity(inode: Ptr) -> (u64, u32) {
+    let sb: Ptr = read(inode, offset!(inode_sb));
+    (
+        read(inode, offset!(inode_number)),
+        read(sb, offset!(sb_device)),
+    )
+}
+
+/// What went.
+struct Deleted {
+    how: u16,
+    name: Name,
+    /// The file, or the directory that the name is relative to.
+    path: Path,
+    result: i32,
+    inode: u64,
+    device: u32,
+    size_before: u64,
+    /// For a rename, the replacing file's name: a string in the kernel, or in the process.
+    source: Name,
+    flags: u16,
+}
+
+#[inline(always)]
+fn tell_delete(subject: Subject, scratch: &PerCpuArray<Scratch>, deleted: Deleted) {
+    let Deleted {
+        how,
+        name,
+        path,
+        result,
+        inode,
+        device,
+        size_before,
+        source,
+        flags: known,
+    } = deleted;
+    let Some(scratch) = scratch.get_ptr_mut(0) else {
+        return;
+    };
+    let task = current();
+    emit::with_tail::<FileDelete>(subject, scratch, |delete, tail| {
+        // SAFETY: `delete` is a zeroed payload in a map; the tail has room for all parts at their largest (asserted above).
+        unsafe {
+            fill_task(&raw mut (*delete).task, task);
+            (*delete).how = how;
+            (*delete).result = result;
+            (*delete).inode = inode;
+            (*delete).device = device;
+            (*delete).size_before = size_before;
+            let mut known = known | name.copy(&raw mut (*delete).filename_len, tail);
+            let filename = stored::<FILENAME_MAX>(&raw mut (*delete).filename_len);
+            let len = &raw mut (*delete).path_len;
+            known |= walk(path, task, len, tail.add(filename));
+            let path = stored::<PATH_MAX>(len);
+            let len = &raw mut (*delete).source_len;
+            let size = SOURCE_MAX as u32 + 1;
+            let to = tail.add(filename + path);
+            let copied = match source {
+                Name::User(address) => bpf_probe_read_user_str(to.cast(), size, address as Ptr),
+                Name::Kernel(address) => read_str(to, size, address) as i64,
+                Name::None => 0,
+            };
+            if copied > 0 {
+                len.write_volatile(copied as u16 - 1);
+            }
+            let source = stored::<SOURCE_MAX>(len);
+            let len = &raw mut (*delete).args_len;
+            let to = tail.add(filename + path + source);
+            (*delete).args_bytes = arguments::<ARGS_MAX>(task, len, to);
+            (*delete).flags = known;
+            filename + path + source + stored::<ARGS_MAX>(len)
+        }
+    });
+}
+
+// ---- The route of system calls.
+
+// include/trace/events/syscalls.h: (struct pt_regs *regs, long ret)
+#[btf_tracepoint(function = "sys_exit")]
+pub fn tp_btf__sys_exit(ctx: BtfTracePointContext) -> i32 {
+    syscall_returned(ctx.arg(0), ctx.arg::<u64>(1) as i64)
+}
+
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn raw_tracepoint__sys_exit(ctx: RawTracePointContext) -> i32 {
+    syscall_returned(ctx.arg(0), ctx.arg::<u64>(1) as i64)
+}
+
+#[inline(always)]
+fn syscall_returned(regs: Ptr, result: i64) -> i32 {
+    let number: u32 = read(regs, offset!(syscall_number));
+    // Most calls are none of these: the first test of each is on numbers alone.
+    if number == syscall!(openat)
+        || number == syscall!(open)
+        || number == syscall!(openat2)
+        || number == syscall!(creat)
+    {
+        open_returned(number, regs, result as i32)
+    } else if number == syscall!(unlink)
+        || number == syscall!(unlinkat)
+        || number == syscall!(rmdir)
+        || number == syscall!(rename)
+        || number == syscall!(renameat)
+        || number == syscall!(renameat2)
+        || number == syscall!(truncate)
+        || number == syscall!(ftruncate)
+    {
+        delete_returned(number, regs, result as i32)
+    } else {
+        0
+    }
+}
+
+/// In a system call of 32 bits the numbers mean other calls.
+#[inline(always)]
+fn is_compat(task: Ptr) -> bool {
+    // arch/x86/include/asm/thread_info.h
+    const TS_COMPAT: u32 = 2;
+    read::<u32>(task, offset!(task_status)) & TS_COMPAT != 0
+}
+
+#[inline(always)]
+fn open_returned(number: u32, regs: Ptr, result: i32) -> i32 {
+    let (open, delete) = (
+        scope::current(Kind::FileOpen),
+        scope::current(Kind::FileDelete),
+    );
+    if open.is_none() && delete.is_none() {
+        return 0;
+    }
+    let task = current();
+    if is_compat(task) {
+        return 0;
+    }
+    let arg = |position| syscall_argument(regs, position);
+    // `struct open_how` of include/uapi/linux/openat2.h begins with flags and mode, 64 bits each.
+    let mut how = [0u64; 2];
+    let (dfd, name, open_flags, mode) = if number == syscall!(open) {
+        (AT_FDCWD, arg(0), arg(1), arg(2))
+    } else if number == syscall!(creat) {
+        // open(2): O_CREAT | O_WRONLY | O_TRUNC.
+        (AT_FDCWD, arg(0), u64::from(O_CREAT | O_TRUNC | 1), arg(1))
+    } else if number == syscall!(openat2) {
+        // SAFETY: both have 16 bytes; the helper checks the source address itself.
+        unsafe { bpf_probe_read_user(how.as_mut_ptr().cast(), 16, arg(2) as Ptr) };
+        (arg(0) as i32, arg(1), how[0], how[1])
+    } else {
+        (arg(0) as i32, arg(1), arg(2), arg(3))
+    };
+    let open_flags = open_flags as u32;
+    let file = if result >= 0 {
+        file_of(task, result)
+    } else {
+        core::ptr::null()
+    };
+    if let Some(subject) = open
+        && !unwanted(open_flags, result)
+    {
+        tell_open(
+            subject,
+            &EXIT_SCRATCH,
+            Opened {
+                name: Name::User(name),
+                dfd,
+                open_flags,
+                mode: if open_flags & O_CREAT != 0 {
+                    mode as u32
+                } else {
+                    0
+                },
+                result,
+                file,
+                flags: 0,
+            },
+        );
+    }
+    /// The open made the file: include/linux/fs.h.
+    const FMODE_CREATED: u32 = 0x10_0000;
+    if let Some(subject) = delete
+        && open_flags & O_TRUNC != 0
+        && result >= 0
+        && read::<u32>(file, offset!(file_mode)) & FMODE_CREATED == 0
+    {
+        let (inode, device) = identity(read(file, offset!(file_inode)));
+        tell_delete(
+            subject,
+            &EXIT_SCRATCH,
+            Deleted {
+                how: FileDelete::OPEN_TRUNCATE,
+                name: Name::User(name),
+                path: Path::of_file(file),
+                result: 0,
+                inode,
+                device,
+                size_before: 0,
+                source: Name::None,
+                flags: flags::RESOLVED | flags::INODE_KNOWN,
+            },
+        );
+    }
+    0
+}
+
+#[inline(always)]
+fn delete_returned(number: u32, regs: Ptr, result: i32) -> i32 {
+    let Some(subject) = scope::current(Kind::FileDelete) else {
+        return 0;
+    };
+    let task = current();
+    if is_compat(task) || narrowed_delete(result) {
+        return 0;
+    }
+    let arg = |position| syscall_argument(regs, position);
+    let (mut inode, mut device, mut known) = (0, 0, 0);
+    let (how, dfd, name, source) = if number == syscall!(unlink) {
+        (FileDelete::UNLINK, AT_FDCWD, arg(0), 0)
+    } else if number == syscall!(rmdir) {
+        (FileDelete::RMDIR, AT_FDCWD, arg(0), 0)
+    } else if number == syscall!(unlinkat) {
+        let how = if arg(2) & AT_REMOVEDIR != 0 {
+            FileDelete::RMDIR
+        } else {
+            FileDelete::UNLINK
+        };
+        (how, arg(0) as i32, arg(1), 0)
+    } else if number == syscall!(rename) {
+        (FileDelete::RENAME, AT_FDCWD, arg(1), arg(0))
+    } else if number == syscall!(truncate) {
+        if arg(1) != 0 {
+            return 0;
+        }
+        (FileDelete::TRUNCATE, AT_FDCWD, arg(0), 0)
+    } else if number == syscall!(ftruncate) {
+        if arg(1) != 0 {
+            return 0;
+        }
+        (FileDelete::TRUNCATE, arg(0) as i32, 0, 0)
+    } else {
+        // renameat, renameat2: exchanged files both stay.
+        if number == syscall!(renameat2) && arg(4) & RENAME_EXCHANGE != 0 {
+            return 0;
+        }
+        (FileDelete::RENAME, arg(2) as i32, arg(3), arg(1))
+    };
+    let path = directory(task, dfd);
+    if number == syscall!(ftruncate) {
+        // No directory, but the file itself.
+        (inode, device) = identity(read(file_of(task, dfd), offset!(file_inode)));
+        known = flags::RESOLVED | flags::INODE_KNOWN;
+    }
+    tell_delete(
+        subject,
+        &EXIT_SCRATCH,
+        Deleted {
+            how,
+            name: if name == 0 {
+                Name::None
+            } else {
+                Name::User(name)
+            },
+            path,
+            result,
+            inode,
+            device,
+            size_before: 0,
+            source: if source == 0 {
+                Name::None
+            } else {
+                Name::User(source)
+            },
+            flags: known,
+        },
+    );
+    0
+}
+
+/// Whether every listener would leave it out.
+#[inline(always)]
+fn narrowed_delete(result: i32) -> bool {
+    emit::narrowing(Kind::FileDelete)
+        .is_some_and(|Narrowing { flags, .. }| flags & Narrowing::FAILED != 0 && result >= 0)
+}
+
+// ---- The route of the kernel's own functions: opens.
+
+/// An open under way.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Opening {
+    /// `struct filename`.
+    name: Ptr,
+    /// The open file, once there is one.
+    file: Ptr,
+    dfd: i32,
+    flags: u32,
+    mode: u32,
+    reserved: u32,
+}
+
+// SAFETY: its addresses are the kernel's; nobody follows them but through helpers that check.
+unsafe impl Sync for Opening {}
+
+/// By thread. A thread opens one file at a time; what it left behind, it replaces.
+#[map]
+static OPENING: LruHashMap<u64, Opening> = LruHashMap::with_max_entries(8192, 0);
+
+// fs/namei.c: struct file *do_filp_open(int dfd, struct filename *pathname, const struct open_flags *op)
+entry!(fentry__do_filp_open, kprobe__do_filp_open => open_begins);
+exit!(fexit__do_filp_open, kretprobe__do_filp_open => open_ends);
+// The same since 7.1, by another name.
+entry!(fentry__do_file_open, kprobe__do_file_open => open_begins);
+exit!(fexit__do_file_open, kretprobe__do_file_open => open_ends);
+// fs/file.c: void fd_install(unsigned int fd, struct file *file)
+entry!(fentry__fd_install, kprobe__fd_install => fd_installed);
+
+#[inline(always)]
+fn open_begins(call: Call) -> i32 {
+    if scope::current(Kind::FileOpen).is_none() {
+        return 0;
+    }
+    let op = call.arg(offset!(open_op)) as Ptr;
+    let flags: u32 = read(op, offset!(open_flag));
+    /// The kernel opens for execve: include/linux/fs.h.
+    const FMODE_EXEC: u32 = 0x20;
+    if flags & FMODE_EXEC != 0 {
+        return 0;
+    }
+    let opening = Opening {
+        name: call.arg(offset!(open_pathname)) as Ptr,
+        file: core::ptr::null(),
+        dfd: call.arg(offset!(open_dfd)) as i32,
+        flags,
+        mode: u32::from(read::<u16>(op, offset!(open_mode))),
+        reserved: 0,
+    };
+    // An LRU map makes room by itself.
+    _ = OPENING.insert(&thread(), &opening, 0);
+    0
+}
+
+#[inline(always)]
+fn open_ends(call: Call) -> i32 {
+    let Some(subject) = scope::current(Kind::FileOpen) else {
+        return 0;
+    };
+    let thread = thread();
+    // SAFETY: nobody but this thread uses the entry.
+    let Some(opening) = (unsafe { OPENING.get(&thread) }).copied() else {
+        return 0;
+    };
+    let value = call.value(offset!(open_params));
+    let failed = value >= -(MAX_ERRNO as i64) as u64;
+    let task = current();
+    let syscall = in_open_syscall(task);
+    if !failed && syscall {
+        // Its descriptor comes with fd_install.
+        let opening = Opening {
+            file: value as Ptr,
+            ..opening
+        };
+        _ = OPENING.insert(&thread, &opening, 0);
+        return 0;
+    }
+    _ = OPENING.remove(&thread);
+    // What is neither the kernel does for itself.
+    if !syscall && !by_io_uring(task) {
+        return 0;
+    }
+    let result = if failed { value as i32 } else { 0 };
+    // io_uring tries without waiting first, and then again.
+    if !syscall && result == -EAGAIN || unwanted(opening.flags, result) {
+        return 0;
+    }
+    tell_open(
+        subject,
+        &OPEN_SCRATCH,
+        Opened {
+            name: Name::Kernel(read(opening.name, offset!(filename_name))),
+            dfd: opening.dfd,
+            open_flags: opening.flags,
+            mode: opening.mode,
+            result,
+            file: if failed {
+                core::ptr::null()
+            } else {
+                value as Ptr
+            },
+            flags: if syscall { 0 } else { flags::IO_URING },
+        },
+    );
+    0
+}
+
+#[inline(always)]
+fn fd_installed(call: Call) -> i32 {
+    let Some(subject) = scope::current(Kind::FileOpen) else {
+        return 0;
+    };
+    let thread = thread();
+    // SAFETY: nobody but this thread uses the entry.
+    let Some(opening) = (unsafe { OPENING.get(&thread) }).copied() else {
+        return 0;
+    };
+    // Descriptors come for much else too: sockets, pipes.
+    let file = call.arg(1) as Ptr;
+    if opening.file.is_null() || opening.file != file {
+        return 0;
+    }
+    _ = OPENING.remove(&thread);
+    let fd = call.arg(0) as i32;
+    if unwanted(opening.flags, fd) {
+        return 0;
+    }
+    tell_open(
+        subject,
+        &INSTALL_SCRATCH,
+        Opened {
+            name: Name::Kernel(read(opening.name, offset!(filename_name))),
+            dfd: opening.dfd,
+            open_flags: opening.flags,
+            mode: opening.mode,
+            result: fd,
+            file,
+            flags: 0,
+        },
+    );
+    0
+}
+
+/// The registers of user mode of the current task.
+#[inline(always)]
+fn user_registers(task: Ptr) -> Ptr {
+    if offset!(helper_task_pt_regs) != MISSING {
+        // SAFETY: the task is the current one.
+        return unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as Ptr };
+    }
+    /// arch/x86/include/asm/page_64_types.h, without KASAN. Kernels without the helper have no padding (FRED) at the stack's end.
+    const THREAD_SIZE: usize = 16 << 10;
+    read::<Ptr>(task, offset!(task_stack))
+        .cast::<u8>()
+        .wrapping_add(THREAD_SIZE - offset!(regs_size) as usize)
+        .cast()
+}
+
+/// A kernel thread of io_uring: include/linux/sched.h.
+const PF_IO_WORKER: u32 = 0x10;
+
+#[inline(always)]
+fn in_open_syscall(task: Ptr) -> bool {
+    if read::<u32>(task, offset!(task_flags)) & PF_IO_WORKER != 0 {
+        return false;
+    }
+    let number: u32 = read(user_registers(task), offset!(syscall_number));
+    let native = number == syscall!(openat)
+        || number == syscall!(open)
+        || number == syscall!(openat2)
+        || number == syscall!(creat);
+    // Of 32 bits: arch/x86/entry/syscalls/syscall_32.tbl.
+    let compat = [5, 8, 295, 437].contains(&number) && is_compat(task);
+    native || compat
+}
+
+#[inline(always)]
+fn by_io_uring(task: Ptr) -> bool {
+    read::<u32>(task, offset!(task_flags)) & PF_IO_WORKER != 0
+        || !read::<Ptr>(task, offset!(task_io_uring)).is_null()
+}
+
+// ---- The route of the kernel's own functions: what makes content go.
+
+/// A deletion under way, by thread.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Deleting {
+    mnt: Ptr,
+    dentry: Ptr,
+    inode: u64,
+    size: u64,
+    device: u32,
+    how: u16,
+    flags: u16,
+    /// A filesystem on top of another one deletes there in turn: only the outermost counts.
+    depth: u32,
+    reserved: u32,
+    /// The replacing file's name.
+    source: [u8; SOURCE_MAX + 1],
+}
+
+// SAFETY: as of [`Opening`].
+unsafe impl Sync for Deleting {}
+
+/// Threads delete one file at a time. An entry that a refused call left behind is replaced by the thread's next one.
+#[map]
+static DELETING: LruHashMap<u64, Deleting> = LruHashMap::with_max_entries(4096, 0);
+
+/// Room to build an entry: it is too large for the stack.
+#[map]
+static DELETING_SCRATCH: PerCpuArray<Deleting> = PerCpuArray::with_max_entries(1, 0);
+
+// include/linux/security.h: int security_path_unlink(const struct path *dir, struct dentry *dentry)
+entry!(fentry__security_path_unlink, kprobe__security_path_unlink => |call: Call| mounted(call.arg(0), call.arg(1)));
+entry!(fentry__security_path_rmdir, kprobe__security_path_rmdir => |call: Call| mounted(call.arg(0), call.arg(1)));
+// int security_path_rename(const struct path *old_dir, struct dentry *old_dentry, const struct path *new_dir,
+//                          struct dentry *new_dentry, unsigned int flags)
+entry!(fentry__security_path_rename, kprobe__security_path_rename => |call: Call| mounted(call.arg(2), call.arg(3)));
+// fs/open.c: int vfs_truncate(const struct path *path, loff_t length)
+entry!(fentry__vfs_truncate, kprobe__vfs_truncate => |call: Call| {
+    let path = call.arg(0) as Ptr;
+    mounted(path as u64, read::<u64>(path, offset!(path_dentry)))
+});
+
+// fs/namei.c
+entry!(fentry__vfs_unlink, kprobe__vfs_unlink => |call: Call| {
+    delete_begins(FileDelete::UNLINK, call.arg(offset!(unlink_dentry)) as Ptr, core::ptr::null(), core::ptr::null())
+});
+exit!(fexit__vfs_unlink, kretprobe__vfs_unlink => |call: Call| delete_ends(call.value(offset!(unlink_params))));
+entry!(fentry__vfs_rmdir, kprobe__vfs_rmdir => |call: Call| {
+    delete_begins(FileDelete::RMDIR, call.arg(offset!(rmdir_dentry)) as Ptr, core::ptr::null(), core::ptr::null())
+});
+exit!(fexit__vfs_rmdir, kretprobe__vfs_rmdir => |call: Call| delete_ends(call.value(offset!(rmdir_params))));
+entry!(fentry__vfs_rename, kprobe__vfs_rename => rename_begins);
+exit!(fexit__vfs_rename, kretprobe__vfs_rename => |call: Call| delete_ends(call.value(offset!(rename_params))));
+// fs/open.c: int do_truncate([idmap,] struct dentry *dentry, loff_t length, unsigned int time_attrs, struct file *filp)
+entry!(fentry__do_truncate, kprobe__do_truncate => truncate_begins);
+exit!(fexit__do_truncate, kretprobe__do_truncate => |call: Call| delete_ends(call.value(offset!(truncate_params))));
+
+/// Remembers the mount by which an entry was found: what follows is not told it.
+#[inline(always)]
+fn mounted(path: u64, dentry: u64) -> i32 {
+    if scope::current(Kind::FileDelete).is_none() {
+        return 0;
+    }
+    let mnt: Ptr = read(path as Ptr, offset!(path_mnt));
+    remember(|deleting| {
+        // SAFETY: `deleting` is an element of a map, zeroed.
+        unsafe {
+            (*deleting).mnt = mnt;
+            (*deleting).dentry = dentry as Ptr;
+        }
+    });
+    0
+}
+
+/// Makes the current thread's entry anew.
+#[inline(always)]
+fn remember(fill: impl FnOnce(*mut Deleting)) {
+    let Some(scratch) = DELETING_SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: an element of a per-CPU array is valid. Should another of these programs come between on this CPU, it is one that
+    // belongs to another thread: which is preempted by it only between two programs on kernels before 7.0.
+    unsafe {
+        scratch.write_bytes(0, 1);
+        fill(scratch);
+        _ = DELETING.insert(&thread(), &*scratch, 0);
+    }
+}
+
+#[inline(always)]
+fn rename_begins(call: Call) -> i32 {
+    let rd = call.arg(offset!(rename_rd)) as Ptr;
+    let (old, new, how) = if offset!(rename_rd) != MISSING {
+        (
+            read::<Ptr>(rd, offset!(rd_old_dentry)),
+            read::<Ptr>(rd, offset!(rd_new_dentry)),
+            u64::from(read::<u32>(rd, offset!(rd_flags))),
+        )
+    } else {
+        (
+            call.arg(offset!(rename_old_dentry)) as Ptr,
+            call.arg(offset!(rename_new_dentry)) as Ptr,
+            call.arg(offset!(rename_flags)),
+        )
+    };
+    // Exchanged files both stay, and where no file was, none goes.
+    let replaces = how & RENAME_EXCHANGE == 0 && !read::<Ptr>(new, offset!(dentry_inode)).is_null();
+    let new = if replaces { new } else { core::ptr::null() };
+    let source = read(old, offset!(dentry_name));
+    delete_begins(FileDelete::RENAME, new, core::ptr::null(), source)
+}
+
+#[inline(always)]
+fn truncate_begins(call: Call) -> i32 {
+    /// An open with O_TRUNC: include/linux/fs.h.
+    const ATTR_OPEN: u64 = 1 << 15;
+    let dentry = call.arg(offset!(truncate_dentry)) as Ptr;
+    let how = if call.arg(offset!(truncate_attrs)) & ATTR_OPEN != 0 {
+        FileDelete::OPEN_TRUNCATE
+    } else {
+        FileDelete::TRUNCATE
+    };
+    // Of an empty file nothing goes, and what stays is not gone.
+    let inode: Ptr = read(dentry, offset!(dentry_inode));
+    let goes =
+        call.arg(offset!(truncate_length)) == 0 && read::<u64>(inode, offset!(inode_size)) != 0;
+    let dentry = if goes { dentry } else { core::ptr::null() };
+    let file = call.arg(offset!(truncate_filp)) as Ptr;
+    delete_begins(how, dentry, file, core::ptr::null())
+}
+
+/// A function begins that makes a file's content go, unless `dentry` is null.
+#[inline(always)]
+fn delete_begins(how: u16, dentry: Ptr, file: Ptr, source: Ptr) -> i32 {
+    if scope::current(Kind::FileDelete).is_none() {
+        return 0;
+    }
+    // SAFETY: nobody but this thread uses the entry.
+    let known = unsafe {
+        DELETING
+            .get_ptr_mut(&thread())
+            .map_or(core::ptr::null_mut(), |known| known)
+    };
+    let mut mnt: Ptr = core::ptr::null();
+    if !known.is_null() {
+        // SAFETY: an entry of a map.
+        unsafe {
+            if (*known).depth != 0 {
+                // Within another one.
+                (*known).depth += 1;
+                return 0;
+            }
+            if (*known).dentry == dentry {
+                mnt = (*known).mnt;
+            }
+        }
+    }
+    if !file.is_null() {
+        mnt = Path::of_file(file).mnt;
+    }
+    let inode: Ptr = read(dentry, offset!(dentry_inode));
+    let (number, device) = identity(inode);
+    remember(|deleting| {
+        // include/uapi/linux/stat.h
+        const S_IFMT: u16 = 0o170_000;
+        const S_IFDIR: u16 = 0o040_000;
+        let directory = read::<u16>(inode, offset!(inode_mode)) & S_IFMT == S_IFDIR;
+        // SAFETY: `deleting` is an element of a map, zeroed.
+        unsafe {
+            (*deleting).mnt = mnt;
+            (*deleting).dentry = dentry;
+            (*deleting).inode = number;
+            (*deleting).device = device;
+            (*deleting).size = read(inode, offset!(inode_size));
+            (*deleting).how = how;
+            (*deleting).flags = if directory { flags::DIRECTORY } else { 0 };
+            (*deleting).depth = 1;
+            if !source.is_null() {
+                let to = &raw mut (*deleting).source;
+                read_str(to.cast(), SOURCE_MAX as u32 + 1, source);
+            }
+        }
+    });
+    0
+}
+
+#[inline(always)]
+fn delete_ends(value: u64) -> i32 {
+    let Some(subject) = scope::current(Kind::FileDelete) else {
+        return 0;
+    };
+    let thread = thread();
+    let Some(deleting) = DELETING.get_ptr_mut(&thread) else {
+        return 0;
+    };
+    // SAFETY: an entry of a map, which nobody but this thread uses.
+    unsafe {
+        if (*deleting).depth > 1 {
+            (*deleting).depth -= 1;
+            return 0;
+        }
+        let result = value as i32;
+        let dentry = (*deleting).dentry;
+        if !dentry.is_null() && !narrowed_delete(result) {
+            let task = current();
+            let io_uring = if in_delete_syscall(task) || !by_io_uring(task) {
+                0
+            } else {
+                flags::IO_URING
+            };
+            tell_delete(
+                subject,
+                &DELETE_SCRATCH,
+                Deleted {
+                    how: (*deleting).how,
+                    name: Name::None,
+                    path: Path {
+                        mnt: (*deleting).mnt,
+                        dentry,
+                    },
+                    result,
+                    inode: (*deleting).inode,
+                    device: (*deleting).device,
+                    size_before: (*deleting).size,
+                    source: if (*deleting).how == FileDelete::RENAME {
+                        Name::Kernel((&raw const (*deleting).source).cast())
+                    } else {
+                        Name::None
+                    },
+                    flags: (*deleting).flags
+                        | io_uring
+                        | flags::RESOLVED
+                        | flags::INODE_KNOWN
+                        | flags::SIZE_KNOWN,
+                },
+            );
+        }
+    }
+    _ = DELETING.remove(&thread);
+    0
+}
+
+/// Whether the current task is in a system call that is no io_uring's.
+#[inline(always)]
+fn in_delete_syscall(task: Ptr) -> bool {
+    if read::<u32>(task, offset!(task_flags)) & PF_IO_WORKER != 0 {
+        return false;
+    }
+    let number: u32 = read(user_registers(task), offset!(syscall_number));
+    number != syscall!(io_uring_enter)
+}

@@ -17,6 +17,7 @@ mod drop;
 mod emit;
 mod file;
 mod kernel;
+mod path;
 mod process;
 mod scope;
 mod task;

@@ -1,7 +1,7 @@
 //! The sensor `process`: what ran, and how it ended.
 
 use aya_ebpf::{
-    helpers::generated::{bpf_get_current_pid_tgid, bpf_probe_read_user},
+    helpers::generated::bpf_get_current_pid_tgid,
     macros::{btf_tracepoint, map, raw_tracepoint},
     maps::{LruHashMap, PerCpuArray},
     programs::{BtfTracePointContext, RawTracePointContext},
@@ -14,9 +14,10 @@ use dinle_ebpf::{
 
 use crate::{
     emit::{self, Scratch},
-    kernel::{Ptr, at, offset, read, read_str},
+    kernel::{Ptr, offset, read, read_str},
+    path::{self, End, Path, stored},
     scope,
-    task::{fill_task, innermost_pid, leader, start_boot_ns},
+    task::{arguments, fill_task, innermost_pid, leader, start_boot_ns},
 };
 
 // include/trace/events/sched.h: (struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)
@@ -74,7 +75,8 @@ fn exec(task: Ptr, bprm: Ptr, scratch: *const PerCpuArray<Scratch>) -> i32 {
             fill_task(&raw mut (*exec).task, task);
             filename(exec, bprm, tail);
             let filename = stored::<FILENAME_MAX>(&raw mut (*exec).filename_len);
-            args(exec, task, tail.add(filename));
+            let len = &raw mut (*exec).args_len;
+            (*exec).args_bytes = arguments::<ARGS_MAX>(task, len, tail.add(filename));
             let args = stored::<ARGS_MAX>(&raw mut (*exec).args_len);
             cwd(exec, task, tail.add(filename + args));
             filename + args + stored::<CWD_MAX>(&raw mut (*exec).cwd_len)
@@ -88,18 +90,6 @@ const _: () = assert!(
     size_of::<dinle_ebpf::Header>() + size_of::<Exec>() + FILENAME_MAX + ARGS_MAX + CWD_MAX + 1
         <= dinle_ebpf::FRAME_MAX
 );
-
-/// Reads a length back from the payload. The payload lies in a map, whose values the verifier does not follow: so it goes on with
-/// one state, "anything up to the mask", instead of one for each way in which the length may have come about.
-///
-/// # Safety
-/// `len` is valid.
-#[inline(always)]
-unsafe fn stored<const MAX: usize>(len: *mut u16) -> usize {
-    const { assert!((MAX + 1).is_power_of_two()) };
-    // SAFETY: the caller's promise.
-    usize::from(unsafe { len.read_volatile() }) & MAX
-}
 
 #[inline(always)]
 unsafe fn filename(exec: *mut Exec, bprm: Ptr, to: *mut u8) {
@@ -117,104 +107,19 @@ unsafe fn filename(exec: *mut Exec, bprm: Ptr, to: *mut u8) {
     }
 }
 
-#[inline(always)]
-unsafe fn args(exec: *mut Exec, task: Ptr, to: *mut u8) {
-    let mm: Ptr = read(task, offset!(task_mm));
-    let start: u64 = read(mm, offset!(mm_arg_start));
-    let end: u64 = read(mm, offset!(mm_arg_end));
-    let size = end.wrapping_sub(start);
-    // SAFETY: the caller's tail has `ARGS_MAX` of room; the helper checks the source address itself; `exec` is valid.
-    unsafe {
-        (*exec).args_bytes = size as u32;
-        let len = &raw mut (*exec).args_len;
-        len.write_volatile(if size > ARGS_MAX as u64 {
-            ARGS_MAX as u16
-        } else {
-            size as u16
-        });
-        let wanted = stored::<ARGS_MAX>(len);
-        if bpf_probe_read_user(to.cast(), wanted as u32, start as Ptr) != 0 {
-            // What could not be read shows as truncated: `args_bytes` is more than `args_len`.
-            len.write_volatile(0);
-        }
-    }
-}
-
-/// A place in the file system: `struct path`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Path {
-    mnt: Ptr,
-    dentry: Ptr,
-}
-
-impl Path {
-    #[inline(always)]
-    fn read(path: Ptr) -> Self {
-        Self {
-            mnt: read(path, offset!(path_mnt)),
-            dentry: read(path, offset!(path_dentry)),
-        }
-    }
-}
-
-/// Writes the names of the working directory's components, innermost first, up to the task's root directory.
+/// Writes the names of the working directory's components.
 #[inline(always)]
 unsafe fn cwd(exec: *mut Exec, task: Ptr, to: *mut u8) {
-    /// NAME_MAX of include/uapi/linux/limits.h, and a NUL.
-    const NAME: usize = 256;
-    if offset!(mount_mnt) == MISSING || offset!(fs_pwd) == MISSING || offset!(fs_root) == MISSING {
-        return;
+    // SAFETY: `exec` is valid; the caller's tail has room for `CWD_MAX`.
+    unsafe {
+        let len = &raw mut (*exec).cwd_len;
+        let (cwd, root) = (Path::cwd_of(task), Path::root_of(task));
+        (*exec).flags |= match path::components::<CWD_MAX, CWD_DEPTH>(cwd, root, len, to) {
+            End::Root => Exec::CWD_KNOWN,
+            End::Cut => Exec::CWD_CUT,
+            End::Nowhere => 0,
+        };
     }
-    let fs: Ptr = read(task, offset!(task_fs));
-    let root = Path::read(at(fs, offset!(fs_root)));
-    let Path {
-        mut mnt,
-        mut dentry,
-    } = Path::read(at(fs, offset!(fs_pwd)));
-    // SAFETY: `exec` is valid.
-    let len = unsafe { &raw mut (*exec).cwd_len };
-    let mut flags = Exec::CWD_CUT;
-    for _ in 0..CWD_DEPTH {
-        if dentry.is_null() {
-            flags = 0;
-            break;
-        }
-        if (Path { mnt, dentry }) == root {
-            flags = Exec::CWD_KNOWN;
-            break;
-        }
-        if read::<Ptr>(mnt, offset!(vfsmount_root)) == dentry {
-            let mount: Ptr = mnt
-                .cast::<u8>()
-                .wrapping_sub(offset!(mount_mnt) as usize)
-                .cast();
-            let parent: Ptr = read(mount, offset!(mount_parent));
-            // The root of the mount namespace: the task's root directory is elsewhere, as after pivot_root.
-            if parent == mount {
-                flags = Exec::CWD_KNOWN;
-                break;
-            }
-            mnt = at(parent, offset!(mount_mnt));
-            dentry = read(mount, offset!(mount_mountpoint));
-            continue;
-        }
-        // SAFETY: `exec` is valid; the caller's tail has room for `CWD_MAX`, and `NAME` of that is left.
-        unsafe {
-            let written = stored::<CWD_MAX>(len);
-            if written > CWD_MAX - NAME {
-                break;
-            }
-            let copied = read_str(
-                to.add(written),
-                NAME as u32,
-                read(dentry, offset!(dentry_name)),
-            );
-            len.write_volatile((written + copied) as u16);
-        }
-        dentry = read(dentry, offset!(dentry_parent));
-    }
-    // SAFETY: `exec` is valid.
-    unsafe { (*exec).flags |= flags };
 }
 
 /// Processes whose end was told already. Two threads that exit at once can both find that no thread is left.

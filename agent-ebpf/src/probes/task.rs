@@ -1,9 +1,14 @@
 //! Who does something.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_probe_read_user,
+};
 use dinle_ebpf::{Task, offsets::MISSING};
 
-use crate::kernel::{Ptr, at, offset, read};
+use crate::{
+    kernel::{Ptr, at, offset, read},
+    path::stored,
+};
 
 /// The thread that stands for the task's process.
 #[inline(always)]
@@ -62,4 +67,31 @@ pub fn innermost_pid(task: Ptr) -> u32 {
     let level: u32 = read(pid, offset!(pid_level));
     let last = at(pid, numbers.wrapping_add(level.wrapping_mul(size)));
     read(last, offset!(upid_nr))
+}
+
+/// Copies the beginning of a task's arguments to `to`, how many bytes to `len`. Returns the size of all arguments. The task is the
+/// current one.
+///
+/// # Safety
+/// `len` lies in a map, `to` has `MAX` bytes of room.
+#[inline(always)]
+pub unsafe fn arguments<const MAX: usize>(task: Ptr, len: *mut u16, to: *mut u8) -> u32 {
+    let mm: Ptr = read(task, offset!(task_mm));
+    let start: u64 = read(mm, offset!(mm_arg_start));
+    let end: u64 = read(mm, offset!(mm_arg_end));
+    let size = end.wrapping_sub(start);
+    // SAFETY: the caller's promise; the helper checks the source address itself.
+    unsafe {
+        len.write_volatile(if size > MAX as u64 {
+            MAX as u16
+        } else {
+            size as u16
+        });
+        let wanted = stored::<MAX>(len);
+        if bpf_probe_read_user(to.cast(), wanted as u32, start as Ptr) != 0 {
+            // What could not be read shows as truncated: the size is more than the length.
+            len.write_volatile(0);
+        }
+    }
+    size as u32
 }

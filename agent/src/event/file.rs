@@ -5,6 +5,16 @@ use dinle_proto::v1::{self, event::Detail};
 
 use super::{DecodeError, Decoded, arguments, components, device, parts, read, text};
 
+/// Set by the kernel for every program of 64 bits, where it means nothing: include/uapi/asm-generic/fcntl.h, arch/arm64/include/uapi/asm/fcntl.h.
+const O_LARGEFILE: u32 = if cfg!(target_arch = "aarch64") {
+    0o400_000
+} else {
+    0o100_000
+};
+
+/// Permissions in a mode, without the type of the file.
+const PERMISSIONS: u32 = 0o7777;
+
 pub(super) fn open(body: &[u8]) -> Result<Decoded, DecodeError> {
     let (open, tail) = read::<FileOpen>(body)?;
     let FileOpen {
@@ -29,8 +39,8 @@ pub(super) fn open(body: &[u8]) -> Result<Decoded, DecodeError> {
         path_truncated: known & flags::PATH_CUT != 0,
         filename,
         filename_truncated: known & flags::FILENAME_CUT != 0,
-        flags: open_flags,
-        mode,
+        flags: open_flags & !O_LARGEFILE,
+        mode: mode & PERMISSIONS,
         fd: (result >= 0 && known & flags::IO_URING == 0).then_some(result),
         error: error(result),
         inode,

@@ -135,7 +135,8 @@ impl Btf {
     /// * `"size:upid"`: size in bytes of a type;
     /// * `"arg:sched_process_exit:group_dead"`: position of a tracepoint's argument by its name, counted from 0;
     /// * `"param:vfs_unlink:dentry"`: position of a function's parameter by its name, counted from 0;
-    /// * `"params:vfs_unlink"`: how many parameters a function has.
+    /// * `"params:vfs_unlink"`: how many parameters a function has;
+    /// * `"enumerator:bpf_func_id:BPF_FUNC_task_pt_regs"`: value of an enumerator.
     ///
     /// With `+8` behind it a value is so much larger.
     pub fn find(&self, path: &str) -> Option<u32> {
@@ -152,6 +153,11 @@ impl Btf {
                 let proto = self.record(self.record(func)?.size_or_id)?;
                 u32::try_from(proto.params(&self.bytes).count()).ok()
             })
+        } else if let Some(enumerator) = path.strip_prefix("enumerator:") {
+            let (of, name) = enumerator.split_once(':')?;
+            let values = self.enumerators(of);
+            let found = values.iter().find(|(_, known)| *known == name);
+            found.map(|(value, _)| *value)
         } else if let Some(argument) = path.strip_prefix("arg:") {
             let (tracepoint, name) = argument.split_once(':')?;
             self.argument(tracepoint, name)

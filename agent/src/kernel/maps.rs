@@ -172,15 +172,18 @@ pub struct Loss {
     pub slot: u32,
     /// Of this kind.
     pub kind: Kind,
-    /// So many.
-    pub count: u64,
+    /// So many for lack of room in the ring.
+    pub ring: u64,
+    /// So many for lack of room in a table.
+    pub table: u64,
 }
 
 /// What the kernel counted: monotonic, per CPU, summed here.
 pub struct Counters {
     counts: PerCpuArray<MapData, CountsPod>,
     tracker: PerCpuArray<MapData, TrackerPod>,
-    lost: HashMap<(u32, Kind), u64>,
+    /// Lost in the ring and missed by tables.
+    lost: HashMap<(u32, Kind), (u64, u64)>,
     tracker_lost: u64,
     scope_full: u64,
 }
@@ -212,6 +215,7 @@ impl Counters {
             .fold(Counts::default(), |sum, CountsPod(one)| Counts {
                 seen: sum.seen + one.seen,
                 lost: sum.lost + one.lost,
+                missed: sum.missed + one.missed,
             }))
     }
 
@@ -220,13 +224,15 @@ impl Counters {
         let mut losses = Vec::new();
         for slot in slots {
             for &kind in Kind::ALL {
-                let Counts { lost, .. } = self.total(slot, kind)?;
-                let before = self.lost.insert((slot, kind), lost).unwrap_or(0);
-                if lost > before {
+                let Counts { lost, missed, .. } = self.total(slot, kind)?;
+                let now = (lost, missed);
+                let before = self.lost.insert((slot, kind), now).unwrap_or_default();
+                if now != before {
                     losses.push(Loss {
                         slot,
                         kind,
-                        count: lost - before,
+                        ring: lost - before.0,
+                        table: missed - before.1,
                     });
                 }
             }

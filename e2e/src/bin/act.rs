@@ -1,5 +1,8 @@
 //! Does one thing, as its arguments say. The tests of a kernel run it in place of programs that a machine may not have.
 
+#[path = "act/file.rs"]
+mod file;
+
 use std::{
     env,
     ffi::{CString, OsStr, OsString},
@@ -33,6 +36,9 @@ const USAGE: &str = "act COMMAND
   newpid PROGRAM [ARG…]             run that as the first process of a PID namespace
   gate PROGRAM [ARG…]               run that, once standard input has ended
   copy FROM TO                      copy a file
+  file OPERATION ARG…               one system call on files, and end with its error number; see act/file.rs
+  bind FROM TO PROGRAM [ARG…]       execute that in a mount namespace in which FROM is also at TO
+  overlay LOWER UPPER WORK MERGED PROGRAM [ARG…]  execute that in a mount namespace in which MERGED is an overlay
   orphan                            run a process that ends before the one that it runs; that one then runs `act exit 0`
   any [ANYTHING…]                   end with 0";
 
@@ -70,6 +76,11 @@ fn main() -> ExitCode {
         ("gate", program) => io::stdin()
             .read_to_end(&mut Vec::new())
             .and_then(|_| run(program)),
+        ("file", words) => file::run(words),
+        ("bind", [from, to, program @ ..]) => file::bind(from, to).and_then(|()| execute(program)),
+        ("overlay", [lower, upper, work, merged, program @ ..]) => {
+            file::overlay(lower, upper, work, merged).and_then(|()| execute(program))
+        }
         ("copy", [from, to]) => fs::copy(from, to).map(|_| ExitCode::SUCCESS),
         ("orphan", []) => orphan(),
         ("orphan-parent", []) => own(["orphan-child"]).spawn().map(|_| ExitCode::SUCCESS),

@@ -29,9 +29,10 @@ const PATIENCE: &str = "5";
 /// The tests of the agent, and those of them that show what a kernel's version can change: where things lie in its structs, and
 /// what its verifier takes. The others test what is the same everywhere, and an emulated machine is slow.
 const KERNEL: &str = "kernel";
-const DEPENDS_ON_THE_KERNEL: [&str; 6] = [
+const DEPENDS_ON_THE_KERNEL: &[&str] = &[
     "exec::",
     "exit::",
+    "file::",
     "fork::",
     "scope::",
     "flags::a_check",
@@ -63,7 +64,7 @@ fn main() {
                 run(Command::new(&test)
                     .arg("--test-threads=1")
                     .args(if name == KERNEL {
-                        &DEPENDS_ON_THE_KERNEL[..]
+                        DEPENDS_ON_THE_KERNEL
                     } else {
                         &[]
                     })

@@ -1,0 +1,133 @@
+//! Where a file is, by walking the kernel's directory entries.
+
+use dinle_ebpf::offsets::MISSING;
+
+use crate::kernel::{Ptr, at, offset, read, read_str};
+
+/// `NAME_MAX` of include/uapi/linux/limits.h, and a NUL.
+const NAME: usize = 256;
+
+/// A place in the file system: `struct path`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    pub mnt: Ptr,
+    pub dentry: Ptr,
+}
+
+/// How a walk ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// At the root directory.
+    Root,
+    /// Before it: there are more components than asked for, or no room for them.
+    Cut,
+    /// Nowhere that leads to it, as for pipes.
+    Nowhere,
+}
+
+impl Path {
+    /// The one at that address.
+    #[inline(always)]
+    pub fn read(path: Ptr) -> Self {
+        Self {
+            mnt: read(path, offset!(path_mnt)),
+            dentry: read(path, offset!(path_dentry)),
+        }
+    }
+
+    /// A task's root directory.
+    #[inline(always)]
+    pub fn root_of(task: Ptr) -> Self {
+        let fs: Ptr = read(task, offset!(task_fs));
+        Self::read(at(fs, offset!(fs_root)))
+    }
+
+    /// A task's working directory.
+    #[inline(always)]
+    pub fn cwd_of(task: Ptr) -> Self {
+        let fs: Ptr = read(task, offset!(task_fs));
+        Self::read(at(fs, offset!(fs_pwd)))
+    }
+
+    /// Where an open file is.
+    #[inline(always)]
+    pub fn of_file(file: Ptr) -> Self {
+        Self::read(at(file, offset!(file_path)))
+    }
+}
+
+/// Reads a length back from memory of a map, whose values the verifier does not follow: so it goes on with one state, "anything up
+/// to the mask", instead of one for each way in which the length may have come about.
+///
+/// # Safety
+/// `len` is valid.
+#[inline(always)]
+pub unsafe fn stored<const MAX: usize>(len: *mut u16) -> usize {
+    const { assert!((MAX + 1).is_power_of_two()) };
+    // SAFETY: the caller's promise.
+    usize::from(unsafe { len.read_volatile() }) & MAX
+}
+
+/// Writes the names of a path's components to `to`, innermost first, each with a NUL, up to `root`; how many bytes to `len`.
+///
+/// # Safety
+/// `len` lies in a map and is 0, `to` has `MAX` bytes of room, and one.
+#[inline(always)]
+pub unsafe fn components<const MAX: usize, const DEPTH: usize>(
+    path: Path,
+    root: Path,
+    len: *mut u16,
+    to: *mut u8,
+) -> End {
+    if offset!(mount_mnt) == MISSING || offset!(fs_pwd) == MISSING || offset!(fs_root) == MISSING {
+        return End::Nowhere;
+    }
+    let Path {
+        mut mnt,
+        mut dentry,
+    } = path;
+    for _ in 0..DEPTH {
+        if dentry.is_null() || mnt.is_null() {
+            return End::Nowhere;
+        }
+        if (Path { mnt, dentry }) == root {
+            return End::Root;
+        }
+        if read::<Ptr>(mnt, offset!(vfsmount_root)) == dentry {
+            let mount: Ptr = mnt
+                .cast::<u8>()
+                .wrapping_sub(offset!(mount_mnt) as usize)
+                .cast();
+            let parent: Ptr = read(mount, offset!(mount_parent));
+            if parent == mount {
+                // The root of a mount namespace: the task's root directory is elsewhere, as after pivot_root. What is mounted in
+                // no namespace has none, or an error in its place (MNT_NS_INTERNAL of fs/mount.h).
+                const LAST_ADDRESS: u64 = -4096i64 as u64;
+                let ns: u64 = read(mount, offset!(mount_ns));
+                return if ns != 0 && ns < LAST_ADDRESS {
+                    End::Root
+                } else {
+                    End::Nowhere
+                };
+            }
+            mnt = at(parent, offset!(mount_mnt));
+            dentry = read(mount, offset!(mount_mountpoint));
+            continue;
+        }
+        // SAFETY: the caller's promise; `NAME` bytes of the room are left.
+        unsafe {
+            let written = stored::<MAX>(len);
+            if written > MAX - NAME {
+                return End::Cut;
+            }
+            let copied = read_str(
+                to.add(written),
+                NAME as u32,
+                read(dentry, offset!(dentry_name)),
+            );
+            len.write_volatile((written + copied) as u16);
+        }
+        dentry = read(dentry, offset!(dentry_parent));
+    }
+    End::Cut
+}
