@@ -93,10 +93,10 @@ kinds! {
         ["sys_exit"],
     /// A file's content went: unlinked, replaced by a rename, or truncated.
     FileDelete = 5 on
-        ["security_path_unlink", "vfs_unlink", "vfs_unlink:return",
-         "security_path_rmdir", "vfs_rmdir", "vfs_rmdir:return",
-         "security_path_rename", "vfs_rename", "vfs_rename:return",
-         "vfs_truncate", "do_truncate", "do_truncate:return"] or
+        ["security_path_unlink", "do_unlinkat:return", "security_path_rmdir", "do_rmdir:return",
+         "security_path_rename", "do_renameat2:return", "vfs_truncate", "do_truncate", "do_truncate:return"] or
+        ["security_path_unlink", "filename_unlinkat:return", "security_path_rmdir", "filename_rmdir:return",
+         "security_path_rename", "filename_renameat2:return", "vfs_truncate", "do_truncate", "do_truncate:return"] or
         ["sys_exit"],
     /// A TCP session, when it ends or is reported on.
     TcpSession = 6 on ["inet_sock_set_state"]

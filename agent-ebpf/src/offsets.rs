@@ -10,8 +10,8 @@ pub const MISSING: u32 = u32::MAX;
 /// * `"size:upid"`: size in bytes of a type.
 /// * `"arg:sched_process_exit:group_dead"`: position of a tracepoint's argument by its name, counted from 0. The names are
 ///   those of the function `__traceiter_sched_process_exit`, whose first parameter `__data` does not count.
-/// * `"param:vfs_unlink:dentry"`: position of a function's parameter by its name, counted from 0.
-/// * `"params:vfs_unlink"`: how many parameters a function has.
+/// * `"param:do_truncate:dentry"`: position of a function's parameter by its name, counted from 0.
+/// * `"params:do_truncate"`: how many parameters a function has.
 /// * `"enumerator:bpf_func_id:BPF_FUNC_task_pt_regs"`: value of an enumerator.
 ///
 /// With `+8` behind it a value is so much larger.
@@ -168,30 +168,12 @@ offsets! {
     open_op = "param:do_filp_open:op" | "param:do_file_open:op";
     /// How many there are.
     open_params = "params:do_filp_open" | "params:do_file_open";
-    /// Of vfs_unlink, which got a first argument in 5.12.
-    unlink_dentry = "param:vfs_unlink:dentry";
-    /// How many there are.
-    unlink_params = "params:vfs_unlink";
-    /// Of vfs_rmdir, alike.
-    rmdir_dentry = "param:vfs_rmdir:dentry";
-    /// How many there are.
-    rmdir_params = "params:vfs_rmdir";
-    /// Of vfs_rename: since 5.12 they are in a struct.
-    rename_rd = "param:vfs_rename:rd";
-    /// Before that.
-    rename_new_dentry = "param:vfs_rename:new_dentry";
-    /// Before that.
-    rename_old_dentry = "param:vfs_rename:old_dentry";
-    /// Before that.
-    rename_flags = "param:vfs_rename:flags";
-    /// How many there are.
-    rename_params = "params:vfs_rename";
-    /// In the struct.
-    rd_new_dentry = "renamedata.new_dentry";
-    /// In the struct.
-    rd_old_dentry = "renamedata.old_dentry";
-    /// In the struct.
-    rd_flags = "renamedata.flags";
+    /// How many parameters do_unlinkat has, or filename_unlinkat.
+    unlink_params = "params:do_unlinkat" | "params:filename_unlinkat";
+    /// How many do_rmdir has, or filename_rmdir.
+    rmdir_params = "params:do_rmdir" | "params:filename_rmdir";
+    /// How many do_renameat2 has, or filename_renameat2.
+    rename_params = "params:do_renameat2" | "params:filename_renameat2";
     /// Of do_truncate.
     truncate_dentry = "param:do_truncate:dentry";
     /// The new size.

@@ -273,6 +273,8 @@ mod tests {
             process::tests::exec_frame(),
             process::tests::exit_frame(),
             process::tests::fork_frame(),
+            file::tests::open_frame(),
+            file::tests::delete_frame(),
         ] {
             let context = Context::new(0, Arc::default());
             let decoded =
@@ -299,10 +301,11 @@ mod tests {
             state
         };
         for round in 0..20_000 {
-            let mut frame = if round % 2 == 0 {
-                process::tests::exec_frame()
-            } else {
-                process::tests::exit_frame()
+            let mut frame = match round % 4 {
+                0 => process::tests::exec_frame(),
+                1 => process::tests::exit_frame(),
+                2 => file::tests::open_frame(),
+                _ => file::tests::delete_frame(),
             };
             for _ in 0..1 + random() % 8 {
                 let at = random() as usize % frame.len();

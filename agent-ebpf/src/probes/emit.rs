@@ -63,14 +63,13 @@ pub fn fixed<P: Payload>(subject: Subject, fill: impl FnOnce(*mut P)) {
 }
 
 /// Emits a frame with a tail, built in `scratch`. `fill` gets a zeroed payload and the tail's address, and returns the
-/// tail's length.
+/// tail's length; `None` if on a closer look nobody asked for it.
 #[inline(always)]
 pub fn with_tail<P: Payload>(
     subject: Subject,
     scratch: *mut Scratch,
-    fill: impl FnOnce(*mut P, *mut u8) -> usize,
+    fill: impl FnOnce(*mut P, *mut u8) -> Option<usize>,
 ) {
-    count(subject, P::KIND, |counts| &raw mut counts.seen);
     let frame: *mut Frame<P> = scratch.cast();
     // SAFETY: a scratch buffer is larger than a frame and aligned like one.
     let tail = unsafe {
@@ -78,6 +77,10 @@ pub fn with_tail<P: Payload>(
         (&raw mut (*frame).payload).write_bytes(0, 1);
         fill(&raw mut (*frame).payload, frame.add(1).cast())
     };
+    let Some(tail) = tail else {
+        return;
+    };
+    count(subject, P::KIND, |counts| &raw mut counts.seen);
     let mut len = size_of::<Frame<P>>() + tail;
     if len > FRAME_MAX {
         len = FRAME_MAX;

@@ -6,7 +6,7 @@
 use aya_ebpf::{
     helpers::generated::{
         bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf,
-        bpf_probe_read_user, bpf_probe_read_user_str, bpf_task_pt_regs,
+        bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str, bpf_task_pt_regs,
     },
     macros::{btf_tracepoint, map, raw_tracepoint},
     maps::{LruHashMap, PerCpuArray},
@@ -279,9 +279,28 @@ fn tell_open(subject: Subject, scratch: &PerCpuArray<Scratch>, opened: Opened) {
             };
             let len = &raw mut (*open).path_len;
             gather(gathered, walk(path, task, len, tail.add(filename)));
-            filename + stored::<PATH_MAX>(len)
+            let path = stored::<PATH_MAX>(len);
+            wanted_path(Kind::FileOpen, gathered, tail.add(filename)).then_some(filename + path)
         }
     });
+}
+
+/// Whether any listener may want a file of the path that was walked. Only what the kernel resolved is known well enough to say no.
+///
+/// # Safety
+/// `flags` is valid, `to` is what the path was written to.
+#[inline(always)]
+unsafe fn wanted_path(kind: Kind, flags: *mut u16, to: *mut u8) -> bool {
+    let resolved = flags::RESOLVED | flags::PATH_KNOWN;
+    let Some(narrowing) = emit::narrowing(kind) else {
+        return true;
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        narrowing.prefix_len == 0
+            || flags.read_volatile() & resolved != resolved
+            || path::begins::<PATH_MAX>(narrowing, to)
+    }
 }
 
 /// Adds flags.
@@ -368,7 +387,8 @@ fn tell_delete(subject: Subject, scratch: &PerCpuArray<Scratch>, deleted: Delete
             let len = &raw mut (*delete).path_len;
             let to = tail.add(filename + source + args);
             gather(gathered, walk(path, task, len, to));
-            filename + source + args + stored::<PATH_MAX>(len)
+            let path = stored::<PATH_MAX>(len);
+            wanted_path(Kind::FileDelete, gathered, to).then_some(filename + source + args + path)
         }
     });
 }
@@ -799,188 +819,148 @@ fn by_io_uring(task: Ptr) -> bool {
 
 // ---- The route of the kernel's own functions: what makes content go.
 
-/// A deletion under way, by thread.
+/// A deletion under way. It is described before it happens: afterwards there may be nothing left to describe.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Deleting {
-    mnt: Ptr,
-    dentry: Ptr,
     inode: u64,
     size: u64,
     device: u32,
     how: u16,
     flags: u16,
-    /// A filesystem on top of another one deletes there in turn: only the outermost counts.
-    depth: u32,
+    path_len: u16,
+    source_len: u16,
     reserved: u32,
-    /// The replacing file's name.
     source: [u8; SOURCE_MAX + 1],
+    path: [u8; PATH_MAX + 1],
 }
 
-// SAFETY: as of [`Opening`].
-unsafe impl Sync for Deleting {}
-
-/// Threads delete one file at a time. An entry that a refused call left behind is replaced by the thread's next one.
+/// By thread: a thread deletes one file at a time.
 #[map]
-static DELETING: LruHashMap<u64, Deleting> = LruHashMap::with_max_entries(4096, 0);
+static DELETING: LruHashMap<u64, Deleting> = LruHashMap::with_max_entries(1024, 0);
 
 /// Room to build an entry: it is too large for the stack.
 #[map]
 static DELETING_SCRATCH: PerCpuArray<Deleting> = PerCpuArray::with_max_entries(1, 0);
 
+/// The mount by which a thread is about to truncate: do_truncate is not told it.
+#[map]
+static TRUNCATING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1024, 0);
+
 // include/linux/security.h: int security_path_unlink(const struct path *dir, struct dentry *dentry)
-entry!(fentry__security_path_unlink, kprobe__security_path_unlink => |call: Call| mounted(call.arg(0), call.arg(1)));
-entry!(fentry__security_path_rmdir, kprobe__security_path_rmdir => |call: Call| mounted(call.arg(0), call.arg(1)));
+entry!(fentry__security_path_unlink, kprobe__security_path_unlink => |call: Call| {
+    delete_begins(FileDelete::UNLINK, found(call.arg(0), call.arg(1)), core::ptr::null())
+});
+entry!(fentry__security_path_rmdir, kprobe__security_path_rmdir => |call: Call| {
+    delete_begins(FileDelete::RMDIR, found(call.arg(0), call.arg(1)), core::ptr::null())
+});
 // int security_path_rename(const struct path *old_dir, struct dentry *old_dentry, const struct path *new_dir,
 //                          struct dentry *new_dentry, unsigned int flags)
-entry!(fentry__security_path_rename, kprobe__security_path_rename => |call: Call| mounted(call.arg(2), call.arg(3)));
+entry!(fentry__security_path_rename, kprobe__security_path_rename => |call: Call| {
+    // Exchanged files both stay.
+    if call.arg(4) & RENAME_EXCHANGE != 0 {
+        return 0;
+    }
+    let source = read(call.arg(1) as Ptr, offset!(dentry_name));
+    delete_begins(FileDelete::RENAME, found(call.arg(2), call.arg(3)), source)
+});
+// fs/namei.c: long do_unlinkat(int dfd, struct filename *name), and so on; since 7.1 by other names.
+exit!(fexit__do_unlinkat, kretprobe__do_unlinkat => |call: Call| delete_ends(call.value(offset!(unlink_params))));
+exit!(fexit__filename_unlinkat, kretprobe__filename_unlinkat => |call: Call| delete_ends(call.value(offset!(unlink_params))));
+exit!(fexit__do_rmdir, kretprobe__do_rmdir => |call: Call| delete_ends(call.value(offset!(rmdir_params))));
+exit!(fexit__filename_rmdir, kretprobe__filename_rmdir => |call: Call| delete_ends(call.value(offset!(rmdir_params))));
+exit!(fexit__do_renameat2, kretprobe__do_renameat2 => |call: Call| delete_ends(call.value(offset!(rename_params))));
+exit!(fexit__filename_renameat2, kretprobe__filename_renameat2 => |call: Call| delete_ends(call.value(offset!(rename_params))));
 // fs/open.c: int vfs_truncate(const struct path *path, loff_t length)
 entry!(fentry__vfs_truncate, kprobe__vfs_truncate => |call: Call| {
-    let path = call.arg(0) as Ptr;
-    mounted(path as u64, read::<u64>(path, offset!(path_dentry)))
+    if scope::current(Kind::FileDelete).is_some() {
+        let mnt: u64 = read(call.arg(0) as Ptr, offset!(path_mnt));
+        // An LRU map makes room by itself.
+        _ = TRUNCATING.insert(&thread(), &mnt, 0);
+    }
+    0
 });
-
-// fs/namei.c
-entry!(fentry__vfs_unlink, kprobe__vfs_unlink => |call: Call| {
-    delete_begins(FileDelete::UNLINK, call.arg(offset!(unlink_dentry)) as Ptr, core::ptr::null(), core::ptr::null())
-});
-exit!(fexit__vfs_unlink, kretprobe__vfs_unlink => |call: Call| delete_ends(call.value(offset!(unlink_params))));
-entry!(fentry__vfs_rmdir, kprobe__vfs_rmdir => |call: Call| {
-    delete_begins(FileDelete::RMDIR, call.arg(offset!(rmdir_dentry)) as Ptr, core::ptr::null(), core::ptr::null())
-});
-exit!(fexit__vfs_rmdir, kretprobe__vfs_rmdir => |call: Call| delete_ends(call.value(offset!(rmdir_params))));
-entry!(fentry__vfs_rename, kprobe__vfs_rename => rename_begins);
-exit!(fexit__vfs_rename, kretprobe__vfs_rename => |call: Call| delete_ends(call.value(offset!(rename_params))));
-// fs/open.c: int do_truncate([idmap,] struct dentry *dentry, loff_t length, unsigned int time_attrs, struct file *filp)
+// int do_truncate([idmap,] struct dentry *dentry, loff_t length, unsigned int time_attrs, struct file *filp)
 entry!(fentry__do_truncate, kprobe__do_truncate => truncate_begins);
 exit!(fexit__do_truncate, kretprobe__do_truncate => |call: Call| delete_ends(call.value(offset!(truncate_params))));
 
-/// Remembers the mount by which an entry was found: what follows is not told it.
+/// An entry in the directory at that address.
 #[inline(always)]
-fn mounted(path: u64, dentry: u64) -> i32 {
-    if scope::current(Kind::FileDelete).is_none() {
-        return 0;
+fn found(directory: u64, dentry: u64) -> Path {
+    Path {
+        mnt: read(directory as Ptr, offset!(path_mnt)),
+        dentry: dentry as Ptr,
     }
-    let mnt: Ptr = read(path as Ptr, offset!(path_mnt));
-    remember(|deleting| {
-        // SAFETY: `deleting` is an element of a map, zeroed.
-        unsafe {
-            (*deleting).mnt = mnt;
-            (*deleting).dentry = dentry as Ptr;
-        }
-    });
-    0
-}
-
-/// Makes the current thread's entry anew.
-#[inline(always)]
-fn remember(fill: impl FnOnce(*mut Deleting)) {
-    let Some(scratch) = DELETING_SCRATCH.get_ptr_mut(0) else {
-        return;
-    };
-    // SAFETY: an element of a per-CPU array is valid. Should another of these programs come between on this CPU, it is one that
-    // belongs to another thread: which is preempted by it only between two programs on kernels before 7.0.
-    unsafe {
-        scratch.write_bytes(0, 1);
-        fill(scratch);
-        _ = DELETING.insert(&thread(), &*scratch, 0);
-    }
-}
-
-#[inline(always)]
-fn rename_begins(call: Call) -> i32 {
-    let rd = call.arg(offset!(rename_rd)) as Ptr;
-    let (old, new, how) = if offset!(rename_rd) != MISSING {
-        (
-            read::<Ptr>(rd, offset!(rd_old_dentry)),
-            read::<Ptr>(rd, offset!(rd_new_dentry)),
-            u64::from(read::<u32>(rd, offset!(rd_flags))),
-        )
-    } else {
-        (
-            call.arg(offset!(rename_old_dentry)) as Ptr,
-            call.arg(offset!(rename_new_dentry)) as Ptr,
-            call.arg(offset!(rename_flags)),
-        )
-    };
-    // Exchanged files both stay, and where no file was, none goes.
-    let replaces = how & RENAME_EXCHANGE == 0 && !read::<Ptr>(new, offset!(dentry_inode)).is_null();
-    let new = if replaces { new } else { core::ptr::null() };
-    let source = read(old, offset!(dentry_name));
-    delete_begins(FileDelete::RENAME, new, core::ptr::null(), source)
 }
 
 #[inline(always)]
 fn truncate_begins(call: Call) -> i32 {
     /// An open with O_TRUNC: include/linux/fs.h.
     const ATTR_OPEN: u64 = 1 << 15;
+    if scope::current(Kind::FileDelete).is_none() {
+        return 0;
+    }
     let dentry = call.arg(offset!(truncate_dentry)) as Ptr;
+    let file = call.arg(offset!(truncate_filp)) as Ptr;
+    let thread = thread();
+    let mnt = if file.is_null() {
+        // SAFETY: nobody but this thread uses the entry.
+        (unsafe { TRUNCATING.get(&thread) }).copied().unwrap_or(0) as Ptr
+    } else {
+        Path::of_file(file).mnt
+    };
+    _ = TRUNCATING.remove(&thread);
+    // Of an empty file nothing goes, and what is cut somewhere else is not gone.
+    let inode: Ptr = read(dentry, offset!(dentry_inode));
+    if call.arg(offset!(truncate_length)) != 0 || read::<u64>(inode, offset!(inode_size)) == 0 {
+        return 0;
+    }
     let how = if call.arg(offset!(truncate_attrs)) & ATTR_OPEN != 0 {
         FileDelete::OPEN_TRUNCATE
     } else {
         FileDelete::TRUNCATE
     };
-    // Of an empty file nothing goes, and what stays is not gone.
-    let inode: Ptr = read(dentry, offset!(dentry_inode));
-    let goes =
-        call.arg(offset!(truncate_length)) == 0 && read::<u64>(inode, offset!(inode_size)) != 0;
-    let dentry = if goes { dentry } else { core::ptr::null() };
-    let file = call.arg(offset!(truncate_filp)) as Ptr;
-    delete_begins(how, dentry, file, core::ptr::null())
+    delete_begins(how, Path { mnt, dentry }, core::ptr::null())
 }
 
-/// A function begins that makes a file's content go, unless `dentry` is null.
+/// A function begins that makes a file's content go. `source` is the name of the file that takes its place.
 #[inline(always)]
-fn delete_begins(how: u16, dentry: Ptr, file: Ptr, source: Ptr) -> i32 {
-    if scope::current(Kind::FileDelete).is_none() {
+fn delete_begins(how: u16, path: Path, source: Ptr) -> i32 {
+    let inode: Ptr = read(path.dentry, offset!(dentry_inode));
+    // Where no file is, none goes.
+    if scope::current(Kind::FileDelete).is_none() || inode.is_null() {
         return 0;
     }
-    // SAFETY: nobody but this thread uses the entry.
-    let known = unsafe {
-        DELETING
-            .get_ptr_mut(&thread())
-            .map_or(core::ptr::null_mut(), |known| known)
+    let Some(deleting) = DELETING_SCRATCH.get_ptr_mut(0) else {
+        return 0;
     };
-    let mut mnt: Ptr = core::ptr::null();
-    if !known.is_null() {
-        // SAFETY: an entry of a map.
-        unsafe {
-            if (*known).depth != 0 {
-                // Within another one.
-                (*known).depth += 1;
-                return 0;
-            }
-            if (*known).dentry == dentry {
-                mnt = (*known).mnt;
-            }
-        }
-    }
-    if !file.is_null() {
-        mnt = Path::of_file(file).mnt;
-    }
-    let inode: Ptr = read(dentry, offset!(dentry_inode));
     let (number, device) = identity(inode);
-    remember(|deleting| {
-        // include/uapi/linux/stat.h
-        const S_IFMT: u16 = 0o170_000;
-        const S_IFDIR: u16 = 0o040_000;
-        let directory = read::<u16>(inode, offset!(inode_mode)) & S_IFMT == S_IFDIR;
-        // SAFETY: `deleting` is an element of a map, zeroed.
-        unsafe {
-            (*deleting).mnt = mnt;
-            (*deleting).dentry = dentry;
-            (*deleting).inode = number;
-            (*deleting).device = device;
-            (*deleting).size = read(inode, offset!(inode_size));
-            (*deleting).how = how;
-            (*deleting).flags = if directory { flags::DIRECTORY } else { 0 };
-            (*deleting).depth = 1;
-            if !source.is_null() {
-                let to = &raw mut (*deleting).source;
-                read_str(to.cast(), SOURCE_MAX as u32 + 1, source);
+    // SAFETY: an element of a per-CPU array is valid, and has room for each part at its largest.
+    unsafe {
+        (*deleting).inode = number;
+        (*deleting).size = read(inode, offset!(inode_size));
+        (*deleting).device = device;
+        (*deleting).how = how;
+        let len = &raw mut (*deleting).source_len;
+        len.write_volatile(0);
+        if !source.is_null() {
+            let to = &raw mut (*deleting).source;
+            let copied = read_str(to.cast(), SOURCE_MAX as u32 + 1, source);
+            if copied > 0 {
+                len.write_volatile(copied as u16 - 1);
             }
         }
-    });
+        let gathered = &raw mut (*deleting).flags;
+        gathered.write_volatile(flags::RESOLVED | flags::INODE_KNOWN | flags::SIZE_KNOWN);
+        let len = &raw mut (*deleting).path_len;
+        len.write_volatile(0);
+        let to = (&raw mut (*deleting).path).cast();
+        gather(gathered, walk(path, current(), len, to));
+        if wanted_path(Kind::FileDelete, gathered, to) {
+            // What a refused call left behind is replaced by the thread's next one; an LRU map makes room by itself.
+            _ = DELETING.insert(&thread(), &*deleting, 0);
+        }
+    }
     0
 }
 
@@ -993,56 +973,57 @@ fn delete_ends(value: u64) -> i32 {
     let Some(deleting) = DELETING.get_ptr_mut(&thread) else {
         return 0;
     };
-    // SAFETY: an entry of a map, which nobody but this thread uses.
-    unsafe {
-        if (*deleting).depth > 1 {
-            (*deleting).depth -= 1;
-            return 0;
-        }
-        let result = value as i32;
-        let dentry = (*deleting).dentry;
-        if !dentry.is_null() && !narrowed_delete(result) {
-            let task = current();
-            let io_uring = if in_delete_syscall(task) || !by_io_uring(task) {
-                0
-            } else {
-                flags::IO_URING
-            };
-            tell_delete(
-                subject,
-                &DELETE_SCRATCH,
-                Deleted {
-                    how: (*deleting).how,
-                    name: Name::None,
-                    path: Path {
-                        mnt: (*deleting).mnt,
-                        dentry,
-                    },
-                    result,
-                    inode: (*deleting).inode,
-                    device: (*deleting).device,
-                    size_before: (*deleting).size,
-                    source: if (*deleting).how == FileDelete::RENAME {
-                        Name::Kernel((&raw const (*deleting).source).cast())
-                    } else {
-                        Name::None
-                    },
-                    flags: (*deleting).flags
-                        | io_uring
-                        | flags::RESOLVED
-                        | flags::INODE_KNOWN
-                        | flags::SIZE_KNOWN,
-                },
-            );
-        }
+    let result = value as i32;
+    if !narrowed_delete(result)
+        && let Some(scratch) = DELETE_SCRATCH.get_ptr_mut(0)
+    {
+        let task = current();
+        emit::with_tail::<FileDelete>(subject, scratch, |delete, tail| {
+            // SAFETY: `delete` is a zeroed payload in a map; the tail has room for all parts at their largest (asserted above);
+            // `deleting` is an entry of a map that nobody but this thread uses.
+            unsafe {
+                fill_task(&raw mut (*delete).task, task);
+                (*delete).how = (*deleting).how;
+                (*delete).result = result;
+                (*delete).inode = (*deleting).inode;
+                (*delete).device = (*deleting).device;
+                (*delete).size_before = (*deleting).size;
+                (*delete).flags = (*deleting).flags;
+                if by_io_uring(task) && !in_other_syscall(task) {
+                    (*delete).flags |= flags::IO_URING;
+                }
+                let len = &raw mut (*delete).source_len;
+                len.write_volatile((*deleting).source_len);
+                let source = stored::<SOURCE_MAX>(len);
+                copy(tail, source, &raw const (*deleting).source);
+                let len = &raw mut (*delete).args_len;
+                (*delete).args_bytes = arguments::<ARGS_MAX>(task, len, tail.add(source));
+                let args = stored::<ARGS_MAX>(len);
+                let len = &raw mut (*delete).path_len;
+                len.write_volatile((*deleting).path_len);
+                let path = stored::<PATH_MAX>(len);
+                copy(tail.add(source + args), path, &raw const (*deleting).path);
+                Some(source + args + path)
+            }
+        });
     }
     _ = DELETING.remove(&thread);
     0
 }
 
-/// Whether the current task is in a system call that is no io_uring's.
+/// Copies the beginning of a part of a map's entry.
+///
+/// # Safety
+/// `to` has room for `len` bytes, and `from` has so many.
 #[inline(always)]
-fn in_delete_syscall(task: Ptr) -> bool {
+unsafe fn copy<const N: usize>(to: *mut u8, len: usize, from: *const [u8; N]) {
+    // SAFETY: the caller's promise.
+    unsafe { bpf_probe_read_kernel(to.cast(), len as u32, from.cast()) };
+}
+
+/// Whether the current task is in a system call that is not io_uring's.
+#[inline(always)]
+fn in_other_syscall(task: Ptr) -> bool {
     if read::<u32>(task, offset!(task_flags)) & PF_IO_WORKER != 0 {
         return false;
     }

@@ -1,6 +1,7 @@
 //! Where a file is, by walking the kernel's directory entries.
 
-use dinle_ebpf::offsets::MISSING;
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+use dinle_ebpf::{Narrowing, offsets::MISSING};
 
 use crate::kernel::{Ptr, at, offset, read, read_str};
 
@@ -56,6 +57,68 @@ impl Path {
     }
 }
 
+/// Where the components of the last walk begin, innermost first. Programs that walk do not interrupt one another's walk: they run
+/// where tasks can be preempted only between system calls and their own functions.
+#[repr(C)]
+struct Starts {
+    at: [u16; Self::MAX],
+    len: u16,
+    /// Of a comparison: the component and the byte that are next. Here and not in registers, so that the verifier does not follow them.
+    component: u16,
+    byte: u16,
+    reserved: u16,
+}
+
+impl Starts {
+    /// More than any walk has components.
+    const MAX: usize = 64;
+}
+
+#[map]
+static STARTS: PerCpuArray<Starts> = PerCpuArray::with_max_entries(1, 0);
+
+/// Whether the path that was walked last begins as it must. `to` is what it was written to.
+///
+/// # Safety
+/// `to` has `MAX` bytes of room, and one.
+#[inline(always)]
+pub unsafe fn begins<const MAX: usize>(narrowing: &Narrowing, to: *mut u8) -> bool {
+    let Some(starts) = STARTS.get_ptr_mut(0) else {
+        return true;
+    };
+    // SAFETY: an element of a per-CPU array is valid; indices are masked.
+    unsafe {
+        let (component, byte) = (&raw mut (*starts).component, &raw mut (*starts).byte);
+        component.write_volatile((&raw const (*starts).len).read_volatile());
+        byte.write_volatile(0);
+        for i in 0..Narrowing::PREFIX_MAX {
+            if i as u32 >= narrowing.prefix_len {
+                break;
+            }
+            let wanted = (&raw const narrowing.prefix[i]).read_volatile();
+            let at = stored::<MAX>(byte);
+            let found = to.add(at).read_volatile();
+            if wanted != b'/' {
+                if found != wanted {
+                    return false;
+                }
+                byte.write_volatile(at as u16 + 1);
+                continue;
+            }
+            // A component ends where the prefix's does, and another one follows.
+            let left = component.read_volatile();
+            if i != 0 && found != 0 || left == 0 {
+                return false;
+            }
+            component.write_volatile(left - 1);
+            let number = usize::from(left - 1) & (Starts::MAX - 1);
+            let start = (&raw const (*starts).at).cast::<u16>().add(number);
+            byte.write_volatile(start.read_volatile());
+        }
+    }
+    true
+}
+
 /// Reads a length back from memory of a map, whose values the verifier does not follow: so it goes on with one state, "anything up
 /// to the mask", instead of one for each way in which the length may have come about.
 ///
@@ -82,6 +145,17 @@ pub unsafe fn components<const MAX: usize, const DEPTH: usize>(
     if offset!(mount_mnt) == MISSING || offset!(fs_pwd) == MISSING || offset!(fs_root) == MISSING {
         return End::Nowhere;
     }
+    const { assert!(DEPTH < Starts::MAX) };
+    let Some(starts) = STARTS.get_ptr_mut(0) else {
+        return End::Nowhere;
+    };
+    let count = {
+        // SAFETY: an element of a per-CPU array is valid.
+        let count = unsafe { &raw mut (*starts).len };
+        // SAFETY: as above.
+        unsafe { count.write_volatile(0) };
+        count
+    };
     let Path {
         mut mnt,
         mut dentry,
@@ -126,6 +200,10 @@ pub unsafe fn components<const MAX: usize, const DEPTH: usize>(
                 read(dentry, offset!(dentry_name)),
             );
             len.write_volatile((written + copied) as u16);
+            let number = usize::from(count.read_volatile()) & (Starts::MAX - 1);
+            let start = (&raw mut (*starts).at).cast::<u16>().add(number);
+            start.write_volatile(written as u16);
+            count.write_volatile(number as u16 + 1);
         }
         dentry = read(dentry, offset!(dentry_parent));
     }

@@ -79,7 +79,7 @@ fn exec(task: Ptr, bprm: Ptr, scratch: *const PerCpuArray<Scratch>) -> i32 {
             (*exec).args_bytes = arguments::<ARGS_MAX>(task, len, tail.add(filename));
             let args = stored::<ARGS_MAX>(&raw mut (*exec).args_len);
             cwd(exec, task, tail.add(filename + args));
-            filename + args + stored::<CWD_MAX>(&raw mut (*exec).cwd_len)
+            Some(filename + args + stored::<CWD_MAX>(&raw mut (*exec).cwd_len))
         }
     });
     0

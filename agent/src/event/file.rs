@@ -143,3 +143,119 @@ fn joined(names: &[String], cut: bool) -> String {
     }
     if path.is_empty() { "/".into() } else { path }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::event::process::tests::{header, task};
+    use dinle_ebpf::Kind;
+    use zerocopy::IntoBytes as _;
+
+    fn open(filename: &[u8], path: &[u8], result: i32, known: u16) -> Vec<u8> {
+        let open = FileOpen {
+            task: task(),
+            inode: 77,
+            device: 8 << 20 | 1,
+            open_flags: O_LARGEFILE | 0o101,
+            mode: 0o100_640,
+            result,
+            filename_len: filename.len() as u16,
+            path_len: path.len() as u16,
+            flags: known,
+            reserved: 0,
+        };
+        let head = [header(Kind::FileOpen).as_bytes(), open.as_bytes()].concat();
+        [&head, filename, path].concat()
+    }
+
+    pub(in crate::event) fn open_frame() -> Vec<u8> {
+        open(
+            b"app.log",
+            b"app.log\0log\0var\0",
+            3,
+            flags::RESOLVED | flags::PATH_KNOWN,
+        )
+    }
+
+    pub(in crate::event) fn delete_frame() -> Vec<u8> {
+        let (path, source, args) = (&b"b\0tmp\0"[..], &b"a"[..], &b"mv\0a\0b\0"[..]);
+        let delete = FileDelete {
+            task: task(),
+            inode: 78,
+            size_before: 4096,
+            device: 8 << 20 | 1,
+            result: 0,
+            args_bytes: 400,
+            how: FileDelete::RENAME,
+            filename_len: 0,
+            source_len: source.len() as u16,
+            args_len: args.len() as u16,
+            path_len: path.len() as u16,
+            flags: flags::RESOLVED | flags::PATH_KNOWN | flags::INODE_KNOWN | flags::SIZE_KNOWN,
+        };
+        let head = [header(Kind::FileDelete).as_bytes(), delete.as_bytes()].concat();
+        [&head, source, args, path].concat()
+    }
+
+    fn decoded(frame: &[u8]) -> Detail {
+        let body = &frame[size_of::<dinle_ebpf::Header>()..];
+        let decoded = match frame[20] {
+            4 => super::open(body),
+            _ => delete(body),
+        };
+        decoded.expect("a frame").1
+    }
+
+    fn decoded_open(frame: &[u8]) -> v1::FileOpen {
+        match decoded(frame) {
+            Detail::FileOpen(open) => open,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_open_that_succeeded_has_the_files_own_path() {
+        let open = decoded_open(&open_frame());
+        assert_eq!(
+            (&*open.path, &*open.filename),
+            ("/var/log/app.log", "app.log")
+        );
+        assert_eq!((open.flags, open.mode), (0o101, 0o640));
+        assert_eq!((open.fd, open.error, open.inode), (Some(3), 0, 77));
+        assert_eq!((open.device_major, open.device_minor), (8, 1));
+    }
+
+    #[test]
+    fn the_path_of_an_open_that_failed_is_joined() {
+        let known = flags::PATH_KNOWN;
+        let table: [(&[u8], &[u8], u16, &str); 10] = [
+            (b"a", b"log\0var\0", known, "/var/log/a"),
+            (b"./a//b", b"log\0var\0", known, "/var/log/a/b"),
+            (b"../a", b"log\0var\0", known, "/var/a"),
+            (b"../../../a", b"log\0var\0", known, "/a"),
+            (b"/a/../b", b"log\0var\0", known, "/b"),
+            (b"..", b"var\0", known, "/"),
+            (b"a", b"log\0var\0", flags::PATH_CUT, "…/var/log/a"),
+            (b"../../a", b"log\0var\0", flags::PATH_CUT, "…/var/a"),
+            (b"/a", b"", 0, "/a"),
+            (b"a", b"", 0, ""),
+        ];
+        for (filename, directory, known, expected) in table {
+            let open = decoded_open(&super::tests::open(filename, directory, -2, known));
+            assert_eq!(open.path, expected, "{}", String::from_utf8_lossy(filename));
+            assert_eq!((open.fd, open.error), (None, 2));
+        }
+    }
+
+    #[test]
+    fn a_deletion_says_what_went_and_how() {
+        let Detail::FileDelete(delete) = decoded(&delete_frame()) else {
+            panic!("no deletion")
+        };
+        assert_eq!(delete.method(), v1::DeleteMethod::Rename);
+        assert_eq!((&*delete.path, &*delete.source), ("/tmp/b", "a"));
+        assert_eq!((delete.inode, delete.size_before), (Some(78), Some(4096)));
+        assert_eq!(delete.process_args, ["mv", "a", "b"]);
+        assert!(delete.process_args_truncated);
+    }
+}

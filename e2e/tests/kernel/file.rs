@@ -40,7 +40,11 @@ impl Files {
     }
 
     fn with(kinds: &[Kind], filter: Filter) -> Self {
-        let lab = Lab::new();
+        Self::by(&[], kinds, filter)
+    }
+
+    fn by(flags: &[&str], kinds: &[Kind], filter: Filter) -> Self {
+        let lab = Lab::with(flags);
         let dir = temporary();
         let root = text(fs::canonicalize(dir.path()).unwrap());
         let stream = lab.agent.subscribe(below(&root, kinds, filter));
@@ -671,4 +675,106 @@ fn filters_leave_only_what_was_asked_for() {
     globs.until("the mark", |stream| stream.events.len() == 2);
     let paths: Vec<&str> = globs.events.iter().map(path_of).collect();
     assert_eq!(paths, [&new, &mark]);
+}
+
+/// The same by each way that this kernel has. `function` is how functions may be attached to.
+fn by_the_way(ways: &str, function: &[&str]) {
+    let kinds = [Kind::FileOpen, Kind::FileDelete];
+    let mut files = Files::by(&["--ways", ways], &kinds, Filter::default());
+    let used = |kind| {
+        let mut capabilities = files.stream.plan.capabilities.iter();
+        let capability = capabilities.find(|one| one.kind() == kind).unwrap();
+        assert!(capability.available, "{capability:?}");
+        let ways = capability.hooks.iter().map(|hook| hook.chosen.clone());
+        ways.collect::<Vec<_>>()
+    };
+    for kind in kinds {
+        if files.by_functions(kind) {
+            assert!(
+                used(kind).iter().all(|way| function.contains(&&**way)),
+                "{:?}",
+                used(kind)
+            );
+        } else {
+            assert_eq!(used(kind), ["tp_btf"]);
+        }
+    }
+    let (a, b, c) = (
+        files.file("a", 10),
+        files.file("b", 20),
+        files.file("c", 30),
+    );
+    let nothing = files.path("nothing");
+    assert_eq!(files.act(&["openat", "-", &a, RDONLY]), 0);
+    assert_eq!(files.act(&["openat", "-", &nothing, RDONLY]), libc::ENOENT);
+    assert_eq!(files.act(&["unlinkat", "-", &a]), 0);
+    assert_eq!(files.act(&["renameat", "-", &b, "-", &c]), 0);
+    assert_eq!(files.act(&["truncate", &c, "0"]), 0);
+    files.settle();
+    let opened = files.open_of(&a);
+    assert_eq!((&opened.path, opened.fd, opened.error), (&a, Some(3), 0));
+    let failed = files.open_of(&nothing);
+    assert_eq!((failed.fd, failed.error), (None, libc::ENOENT as u32));
+    let known = files.by_functions(Kind::FileDelete);
+    let told: Vec<_> = files
+        .deletes()
+        .iter()
+        .map(|(_, delete)| (delete.path.clone(), delete.method(), delete.size_before))
+        .collect();
+    let size = |bytes| known.then_some(bytes);
+    assert_eq!(
+        told,
+        [
+            (a, DeleteMethod::Unlink, size(10)),
+            (c.clone(), DeleteMethod::Rename, size(30)),
+            (c, DeleteMethod::Truncate, size(20)),
+        ]
+    );
+}
+
+#[test]
+fn trampolines_and_typed_tracepoints_tell_the_same() {
+    by_the_way("tp_btf,fentry,fexit", &["fentry", "fexit"]);
+}
+
+#[test]
+fn probes_tell_the_same() {
+    by_the_way("tp_btf,kprobe,kretprobe", &["kprobe", "kretprobe"]);
+}
+
+#[test]
+fn system_calls_tell_the_same() {
+    by_the_way("tp_btf", &[]);
+}
+
+#[test]
+fn what_nobody_asks_for_stays_in_the_kernel() {
+    let mut files = Files::new(&[Kind::FileOpen]);
+    // As a name, it begins like the directory's.
+    let beside = format!("{}-beside", files.root);
+    fs::create_dir(&beside).unwrap();
+    fs::write(format!("{beside}/file"), b"x").unwrap();
+    let inside = files.file("file", 1);
+    assert_eq!(
+        files.act(&[
+            "many",
+            "20",
+            "openat",
+            "-",
+            &format!("{beside}/file"),
+            RDONLY
+        ]),
+        0
+    );
+    assert_eq!(files.act(&["many", "3", "openat", "-", &inside, RDONLY]), 0);
+    files.settle();
+    fs::remove_dir_all(&beside).unwrap();
+    assert_eq!(files.stream.book(Kind::FileOpen), Book::complete(4));
+    let (_, metrics) = files.lab.agent.get("/metrics");
+    let frames = metrics
+        .lines()
+        .find(|line| line.starts_with("dinle_frames_total{kind=\"file_open\"}"))
+        .unwrap();
+    // Three, and the mark.
+    assert!(frames.ends_with(" 4"), "{frames}");
 }
