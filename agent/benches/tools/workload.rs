@@ -1,8 +1,8 @@
-//! What is measured: fork, exec and exit of a tiny static program, over and over, in a process of its own.
+//! The process that does what is measured.
 
 use std::{
     io::{self, BufRead as _, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     time::Instant,
 };
@@ -13,22 +13,19 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-use crate::support;
+use crate::{
+    scenario::{self, Doer, PROGRAM, Scenario},
+    support,
+};
 
 /// The tools under test have CPU 0; what they slow down has this one.
 const CPU: usize = 1;
-
-/// Name of the program that is executed.
-pub(crate) const PROGRAM: &str = "dinle-noop";
-
-/// More arguments, so that they are 60 bytes or so: a service's usual.
-const ARGS: [&str; 2] = ["--config=/etc/service/config.yaml", "--port=8080"];
 
 /// First argument of the mode of this binary that runs the workload.
 pub(crate) const MODE: &str = "workload";
 
 /// Compiles the program that does nothing.
-pub(crate) fn compile(directory: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn compile(directory: &Path) -> anyhow::Result<()> {
     let (source, program) = (directory.join("noop.c"), directory.join(PROGRAM));
     std::fs::write(&source, "int main(void) { return 0; }\n")?;
     let status = std::process::Command::new("cc")
@@ -42,24 +39,20 @@ pub(crate) fn compile(directory: &Path) -> anyhow::Result<PathBuf> {
         status.success(),
         "cc cannot link a static program ({status}); on Debian run `apt-get install libc6-dev`"
     );
-    Ok(program)
+    Ok(())
 }
 
-/// The workload's own half: for each line `<marker> <count>`, executes the program that often and says how many nanoseconds
-/// that took, by the clock and on the CPU.
-pub(crate) fn serve(program: &str) -> anyhow::Result<()> {
+/// The workload's own half: for each line `<marker> <count>`, does the operation that often and says how many nanoseconds that
+/// took, by the clock and on the CPU.
+pub(crate) fn serve(scenario: &str, directory: &str) -> anyhow::Result<()> {
     support::pin(CPU)?;
+    let doer = Doer::new(scenario::parse(scenario)?, Path::new(directory))?;
     for line in io::stdin().lock().lines() {
         let line = line?;
         let (marker, count) = line.split_once(' ').context("`<marker> <count>`")?;
         let count: u32 = count.parse()?;
-        // The standard library uses posix_spawn here, which uses vfork: what is measured is mostly exec and exit.
-        let mut command = std::process::Command::new(program);
-        command.arg(marker).args(ARGS);
         let (begin, cpu) = (Instant::now(), support::cpu_of_process_and_children_ns()?);
-        for _ in 0..count {
-            ensure!(command.status()?.success(), "{program} failed");
-        }
+        doer.run(marker, count)?;
         let cpu = support::cpu_of_process_and_children_ns()? - cpu;
         println!("{} {cpu}", begin.elapsed().as_nanos());
         io::stdout().flush()?;
@@ -67,7 +60,7 @@ pub(crate) fn serve(program: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What one execution takes.
+/// What one operation takes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Time {
     /// By the clock: what else runs on the machine counts too.
@@ -85,10 +78,14 @@ pub(crate) struct Workload {
 
 impl Workload {
     /// Starts it in a cgroup.
-    pub(crate) fn start(program: &Path, cgroup: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        scenario: Scenario,
+        directory: &Path,
+        cgroup: &Path,
+    ) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .arg(MODE)
-            .arg(program)
+            .args([MODE, scenario.name()])
+            .arg(directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -114,7 +111,7 @@ impl Workload {
         self.child.id()
     }
 
-    /// Executes the program that often, with the marker as its first argument.
+    /// Does the operation that often, with the marker on it.
     pub(crate) async fn run(&mut self, marker: &str, count: u32) -> anyhow::Result<Time> {
         self.stdin
             .write_all(format!("{marker} {count}\n").as_bytes())

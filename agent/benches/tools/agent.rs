@@ -9,9 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use dinle_proto::v1::{
-    self, event::Detail, observer_client::ObserverClient, subscribe_response::Message,
-};
+use dinle_proto::v1::{self, observer_client::ObserverClient, subscribe_response::Message};
 use tokio::{
     process::{Child, Command},
     sync::watch,
@@ -20,7 +18,7 @@ use tokio::{
 };
 use tonic::transport::Channel;
 
-use crate::{MEASURED, WARM_UP, signal};
+use crate::{MEASURED, WARM_UP, scenario::Scenario, signal};
 
 /// Far more than it takes.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -70,10 +68,14 @@ impl Agent {
         }
     }
 
-    /// Subscribes to executions and exits of one pod. Everything is attached when this comes back.
-    pub(crate) async fn subscribe(&mut self, pod: &str) -> anyhow::Result<Subscriber> {
+    /// Subscribes to the operations of one pod. Everything is attached when this comes back.
+    pub(crate) async fn subscribe(
+        &mut self,
+        scenario: Scenario,
+        pod: &str,
+    ) -> anyhow::Result<Subscriber> {
         let request = v1::SubscribeRequest {
-            kinds: vec![v1::Kind::Exec.into(), v1::Kind::Exit.into()],
+            kinds: scenario.kinds().iter().map(|&kind| kind.into()).collect(),
             selector: Some(v1::Selector {
                 pods: vec![pod.to_owned()],
                 ..Default::default()
@@ -96,7 +98,7 @@ impl Agent {
             Some(Message::Plan(plan)) if plan.workloads_total > 0 => {}
             other => bail!("the stream does not begin with a plan of {pod}: {other:?}"),
         }
-        let (tally, seen) = watch::channel(Tally::default());
+        let (tally, seen) = watch::channel(Tally::of(scenario));
         let reading = tokio::spawn(async move {
             while let Some(response) = stream.message().await? {
                 tally.send_modify(|tally| tally.add(response));
@@ -165,30 +167,38 @@ fn free_address() -> anyhow::Result<String> {
 }
 
 /// What a stream brought.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Tally {
-    /// Executions that are not measured.
+    scenario: Scenario,
+    /// Events of operations that are not measured.
     pub(crate) warm: u64,
-    /// Measured executions.
-    pub(crate) execs: u64,
-    /// Exits of their processes.
-    pub(crate) exits: u64,
+    /// Events of measured operations.
+    pub(crate) measured: u64,
     /// Events that the stream said were lost.
     pub(crate) lost: u64,
-    /// Nanoseconds from each measured execution to its arrival here.
+    /// Nanoseconds from each measured event to its arrival here.
     pub(crate) delays: Vec<f64>,
+    /// Processes that were executed with the marker: their exits do not show it.
     pids: HashSet<u32>,
 }
 
 impl Tally {
+    fn of(scenario: Scenario) -> Self {
+        Self {
+            scenario,
+            warm: 0,
+            measured: 0,
+            lost: 0,
+            delays: Vec::new(),
+            pids: HashSet::new(),
+        }
+    }
+
     fn add(&mut self, response: v1::SubscribeResponse) {
         match response.message {
             Some(Message::Batch(batch)) => {
                 let now = SystemTime::now();
-                batch
-                    .events
-                    .into_iter()
-                    .for_each(|event| self.event(event, now));
+                batch.events.iter().for_each(|event| self.event(event, now));
             }
             Some(Message::Loss(loss)) => self.lost += loss.count,
             Some(
@@ -201,24 +211,25 @@ impl Tally {
         }
     }
 
-    fn event(&mut self, event: v1::Event, now: SystemTime) {
-        let pid = event.process.map(|process| process.pid).unwrap_or_default();
-        match event.detail {
-            Some(Detail::Exec(exec)) => match exec.args.get(1).map(String::as_str) {
-                Some(MEASURED) => {
-                    self.execs += 1;
+    fn event(&mut self, event: &v1::Event, now: SystemTime) {
+        let pid = event.process.as_ref().map_or(0, |process| process.pid);
+        if event.kind() == v1::Kind::Exit {
+            self.measured += u64::from(self.pids.contains(&pid));
+            return;
+        }
+        match self.scenario.marker(event) {
+            Some(MEASURED) => {
+                self.measured += 1;
+                if event.kind() == v1::Kind::Exec {
                     self.pids.insert(pid);
-                    let time = event.time.and_then(|time| SystemTime::try_from(time).ok());
-                    if let Some(delay) = time.and_then(|time| now.duration_since(time).ok()) {
-                        self.delays.push(delay.as_nanos() as f64);
-                    }
                 }
-                Some(WARM_UP) => self.warm += 1,
-                _ => {}
-            },
-            Some(Detail::Exit(_)) => self.exits += u64::from(self.pids.contains(&pid)),
-            // Not asked for.
-            Some(_) | None => {}
+                let time = event.time.and_then(|time| SystemTime::try_from(time).ok());
+                if let Some(delay) = time.and_then(|time| now.duration_since(time).ok()) {
+                    self.delays.push(delay.as_nanos() as f64);
+                }
+            }
+            Some(WARM_UP) => self.warm += 1,
+            _ => {}
         }
     }
 }
@@ -239,11 +250,9 @@ impl Subscriber {
         if waited.is_ok_and(|seen| seen.is_ok()) {
             return Ok(());
         }
-        let Tally {
-            execs, exits, lost, ..
-        } = &*self.seen.borrow();
+        let Tally { measured, lost, .. } = &*self.seen.borrow();
         bail!(
-            "after {} s a stream has brought only {execs} executions and {exits} exits, and told of {lost} losses",
+            "after {} s a stream has brought only {measured} events, and told of {lost} losses",
             PATIENCE.as_secs()
         )
     }

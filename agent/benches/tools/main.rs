@@ -1,5 +1,4 @@
-//! What fork, exec and exit of a small static program cost while nobody, the agent, or another tool watches; and what the agent
-//! costs while nothing happens.
+//! What operations cost while nobody, the agent, or another tool watches; and what the agent costs while nothing happens.
 //!
 //! Rounds alternate between all conditions. Each measurement has one of nothing directly before and after it, and is told as a
 //! ratio to them: absolute times are worth nothing on a machine that is shared. Time on the CPU tells what a tool adds to the
@@ -8,11 +7,13 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `DINLE_BENCH_ROUNDS` | rounds (15) |
-//! | `DINLE_BENCH_OPS` | executions in each measurement (500) |
+//! | `DINLE_BENCH_OPS` | operations in each measurement (500 executions, 20,000 opens and so on) |
+//! | `DINLE_BENCH_ONLY` | scenarios, separated with commas (exec,open,unlink,tcp,read) |
 
 mod agent;
 mod cgroups;
 mod peers;
+mod scenario;
 #[path = "../support.rs"]
 mod support;
 mod workload;
@@ -28,18 +29,19 @@ use tokio::{
 
 use agent::{Agent, Tally};
 use cgroups::Cgroups;
-use peers::{PEERS, Peer};
+use peers::{Peer, peers};
+use scenario::Scenario;
 use support::{knob, quantile};
 use workload::{Time, Workload};
 
-/// First argument of executions that are counted.
+/// Mark of operations that are counted: a name that tools show.
 const MEASURED: &str = "dinle-measured";
-/// First argument of executions that show whether a tool works yet.
+/// Mark of operations that show whether a tool works yet.
 const WARM_UP: &str = "dinle-warm-up";
-/// First argument of executions while no tool runs.
+/// Mark of operations while no tool runs.
 const BASELINE: &str = "dinle-baseline";
 
-/// Executions before each measurement, for the caches.
+/// Operations before each measurement, for the caches.
 const CACHE_OPS: u32 = 50;
 
 /// How long the agent is watched while nothing happens.
@@ -64,7 +66,7 @@ impl Condition {
             Self::Nobody => "nothing",
             Self::Idle => "dinle, nobody subscribed",
             Self::AnotherPod => "dinle, another pod watched",
-            Self::Watched => "dinle, exec + exit delivered",
+            Self::Watched => "dinle, every event delivered",
             Self::Peer(peer) => peer.name,
         }
     }
@@ -76,7 +78,7 @@ struct Sample {
     /// To the same without the tool.
     cpu_ratio: f64,
     wall_ratio: f64,
-    /// Executions, and exits where they are shown too.
+    /// Events, or lines of another tool.
     delivered: u64,
     lost: u64,
 }
@@ -99,6 +101,7 @@ struct Seen {
 }
 
 struct Bench<'a> {
+    scenario: Scenario,
     workload: Workload,
     directory: &'a Path,
     ops: u32,
@@ -108,7 +111,8 @@ struct Bench<'a> {
 fn main() -> anyhow::Result<()> {
     let mut args = env::args().skip(1);
     if args.next().as_deref() == Some(workload::MODE) {
-        return workload::serve(&args.next().context("the program to execute")?);
+        let scenario = args.next().context("the scenario")?;
+        return workload::serve(&scenario, &args.next().context("its directory")?);
     }
     support::pin(CPU)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -128,67 +132,86 @@ fn main() -> anyhow::Result<()> {
 
 async fn run() -> anyhow::Result<()> {
     let rounds: usize = knob("DINLE_BENCH_ROUNDS", 15);
-    let directory = tempfile::tempdir()?;
-    let program = workload::compile(directory.path())?;
+    // On a disk, where the machine keeps its builds: files in memory are not read from a disk.
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    workload::compile(directory.path())?;
     let pods = directory.path().join("pods.json");
     std::fs::write(&pods, Cgroups::pods())?;
     let cgroups = Cgroups::make()?;
-    let mut bench = Bench {
-        workload: Workload::start(&program, &cgroups.of(cgroups::WATCHED))?,
-        directory: directory.path(),
-        ops: knob("DINLE_BENCH_OPS", 500),
-        seen: Seen::default(),
-    };
-    println!(
-        "# exec: {} rounds of {} executions of a static C program that does nothing\n",
-        rounds, bench.ops
-    );
     println!("{}\n", support::machine());
-    for version in PEERS.iter().filter_map(Peer::version) {
-        println!("* {version}");
+    let only = env::var("DINLE_BENCH_ONLY").unwrap_or_default();
+    let scenarios: Vec<Scenario> = match &*only {
+        "" => Scenario::ALL.to_vec(),
+        some => some
+            .split(',')
+            .map(scenario::parse)
+            .collect::<Result<_, _>>()?,
+    };
+    for scenario in scenarios {
+        let mut bench = Bench {
+            scenario,
+            workload: Workload::start(scenario, directory.path(), &cgroups.of(cgroups::WATCHED))?,
+            directory: directory.path(),
+            ops: knob("DINLE_BENCH_OPS", scenario.ops()),
+            seen: Seen::default(),
+        };
+        bench.compare(rounds).await?;
     }
-
-    use Condition::{AnotherPod, Idle, Nobody, Watched};
-    let mut rows: Vec<Row> = [Nobody, Idle, AnotherPod, Watched]
-        .into_iter()
-        .chain(PEERS.map(Condition::Peer))
-        .map(|condition| Row {
-            condition,
-            samples: Vec::new(),
-            given_up: None,
-        })
-        .collect();
-    for _ in 0..rounds {
-        for row in rows.iter_mut().filter(|row| row.given_up.is_none()) {
-            match (bench.sample(row.condition).await, row.condition) {
-                (Ok(sample), _) => row.samples.push(sample),
-                // Others may fail on this kernel; the agent may not.
-                (Err(error), Condition::Peer(_)) => row.given_up = Some(format!("{error:#}")),
-                (Err(error), Nobody | Idle | AnotherPod | Watched) => return Err(error),
-            }
-        }
-    }
-    print_rows(&rows, bench.ops);
-    let Seen {
-        first_event,
-        delays,
-    } = &bench.seen;
-    println!(
-        "\nStart of the agent to its first event at a subscriber: median {:.0} ms, longest {:.0} ms (target 1,500).",
-        quantile(first_event, 0.5),
-        quantile(first_event, 1.0)
-    );
-    let ms = |part| quantile(delays, part) / 1e6;
-    println!(
-        "Execution to its event at the subscriber: median {:.1} ms, p99 {:.1} ms, longest {:.1} ms (target p99 10).",
-        ms(0.5),
-        ms(0.99),
-        ms(1.0)
-    );
     idle(&pods).await
 }
 
 impl Bench<'_> {
+    /// All conditions, and what came of them.
+    async fn compare(&mut self, rounds: usize) -> anyhow::Result<()> {
+        let Self { scenario, ops, .. } = *self;
+        println!(
+            "## {}: {rounds} rounds of {ops} × {}\n",
+            scenario.name(),
+            scenario.what()
+        );
+        for version in peers(scenario).iter().filter_map(Peer::version) {
+            println!("* {version}");
+        }
+        use Condition::{AnotherPod, Idle, Nobody, Watched};
+        let mut rows: Vec<Row> = [Nobody, Idle, AnotherPod, Watched]
+            .into_iter()
+            .chain(peers(scenario).map(Condition::Peer))
+            .map(|condition| Row {
+                condition,
+                samples: Vec::new(),
+                given_up: None,
+            })
+            .collect();
+        for _ in 0..rounds {
+            for row in rows.iter_mut().filter(|row| row.given_up.is_none()) {
+                match (self.sample(row.condition).await, row.condition) {
+                    (Ok(sample), _) => row.samples.push(sample),
+                    // Others may fail on this kernel; the agent may not.
+                    (Err(error), Condition::Peer(_)) => row.given_up = Some(format!("{error:#}")),
+                    (Err(error), Nobody | Idle | AnotherPod | Watched) => return Err(error),
+                }
+            }
+        }
+        print_rows(&rows, scenario, ops);
+        let Seen {
+            first_event,
+            delays,
+        } = &self.seen;
+        println!(
+            "\nStart of the agent to its first event at a subscriber: median {:.0} ms, longest {:.0} ms (target 1,500).",
+            quantile(first_event, 0.5),
+            quantile(first_event, 1.0)
+        );
+        let ms = |part| quantile(delays, part) / 1e6;
+        println!(
+            "Operation to its event at the subscriber: median {:.1} ms, p99 {:.1} ms, longest {:.1} ms (target p99 10).\n",
+            ms(0.5),
+            ms(0.99),
+            ms(1.0)
+        );
+        Ok(())
+    }
+
     /// Nothing, the condition, nothing.
     async fn sample(&mut self, condition: Condition) -> anyhow::Result<Sample> {
         let before = self.measure(BASELINE).await?;
@@ -209,11 +232,13 @@ impl Bench<'_> {
         self.workload.run(marker, self.ops).await
     }
 
-    /// What an execution takes, and what was shown and lost of all.
+    /// What an operation takes, and what was shown and lost of all.
     async fn watch(&mut self, condition: Condition) -> anyhow::Result<(Time, u64, u64)> {
         let ops = u64::from(self.ops);
         if let Condition::Peer(peer) = condition {
-            let running = peer.start(&mut self.workload, self.directory).await?;
+            let running = peer
+                .start(self.scenario, &mut self.workload, self.directory)
+                .await?;
             let time = self.measure(MEASURED).await?;
             let shown = running.stop().await?;
             return Ok((time, shown, ops.saturating_sub(shown)));
@@ -230,11 +255,11 @@ impl Bench<'_> {
             }
             Condition::AnotherPod => {
                 let mut agent = Agent::start(&pods)?;
-                let subscriber = agent.subscribe(cgroups::OTHER).await?;
+                let subscriber = agent.subscribe(self.scenario, cgroups::OTHER).await?;
                 outcome.0 = self.measure(MEASURED).await?;
                 ensure!(subscriber.is_open(), "the stream ended by itself");
                 ensure!(
-                    subscriber.tally().execs == 0,
+                    subscriber.tally().measured == 0,
                     "events of a pod reached a stream that watches another"
                 );
                 drop(subscriber);
@@ -242,27 +267,27 @@ impl Bench<'_> {
             }
             Condition::Watched => {
                 let mut agent = Agent::start(&pods)?;
-                let mut subscriber = agent.subscribe(cgroups::WATCHED).await?;
+                let mut subscriber = agent.subscribe(self.scenario, cgroups::WATCHED).await?;
                 self.workload.run(WARM_UP, 1).await?;
-                subscriber.wait_for(|tally| tally.warm == 1).await?;
+                subscriber.wait_for(|tally| tally.warm > 0).await?;
                 self.seen
                     .first_event
                     .push(agent.begun.elapsed().as_secs_f64() * 1e3);
                 outcome.0 = self.measure(MEASURED).await?;
-                let all = |tally: &Tally| tally.execs >= ops && tally.exits >= ops;
+                let expected = ops * self.scenario.events();
+                let all = |tally: &Tally| tally.measured + tally.lost >= expected;
                 subscriber.wait_for(all).await?;
                 {
                     let tally = subscriber.tally();
-                    outcome.1 = tally.execs + tally.exits;
+                    outcome.1 = tally.measured;
                     outcome.2 = tally.lost;
                     self.seen.delays.extend(&tally.delays);
                 }
                 ensure!(
-                    (outcome.1, outcome.2) == (2 * ops, 0),
-                    "{} events arrived and {} were lost, expected {} and none",
+                    (outcome.1, outcome.2) == (expected, 0),
+                    "{} events arrived and {} were lost, expected {expected} and none",
                     outcome.1,
-                    outcome.2,
-                    2 * ops
+                    outcome.2
                 );
                 drop(subscriber);
                 agent.stop().await?;
@@ -272,9 +297,9 @@ impl Bench<'_> {
     }
 }
 
-fn print_rows(rows: &[Row], ops: u32) {
+fn print_rows(rows: &[Row], scenario: Scenario, ops: u32) {
     println!(
-        "\n| condition | CPU µs per exec | CPU ratio | p25–p75 | wall-clock ratio | p25–p75 | shown of | lost |"
+        "\n| condition | CPU µs each | CPU ratio | p25–p75 | wall-clock ratio | p25–p75 | shown of | lost |"
     );
     println!("|---|---|---|---|---|---|---|---|");
     for Row {
@@ -295,14 +320,17 @@ fn print_rows(rows: &[Row], ops: u32) {
         let (delivered, lost) = samples.iter().fold((0, 0), |(delivered, lost), sample| {
             (delivered + sample.delivered, lost + sample.lost)
         });
-        let executed = u64::from(ops) * samples.len() as u64;
+        let done = u64::from(ops) * samples.len() as u64;
         let (shown, lost) = match condition {
             Condition::Nobody | Condition::Idle | Condition::AnotherPod => Default::default(),
-            Condition::Watched => (format!("{delivered} of {}", 2 * executed), lost.to_string()),
-            Condition::Peer(_) => (format!("{delivered} of {executed}"), lost.to_string()),
+            Condition::Watched => (
+                format!("{delivered} of {}", scenario.events() * done),
+                lost.to_string(),
+            ),
+            Condition::Peer(_) => (format!("{delivered} of {done}"), lost.to_string()),
         };
         println!(
-            "| {name} | {:.0} | {:.3} | {:.3}–{:.3} | {:.3} | {:.3}–{:.3} | {shown} | {lost} |",
+            "| {name} | {:.1} | {:.3} | {:.3}–{:.3} | {:.3} | {:.3}–{:.3} | {shown} | {lost} |",
             quantile(&time, 0.5),
             quantile(&cpu, 0.5),
             quantile(&cpu, 0.25),
@@ -326,7 +354,7 @@ async fn idle(pods: &Path) -> anyhow::Result<()> {
     // The work of the start is not idling.
     sleep(Duration::from_secs(2)).await;
     print_cost("nobody subscribed", &agent.cost(IDLE).await?);
-    let subscriber = agent.subscribe(cgroups::OTHER).await?;
+    let subscriber = agent.subscribe(Scenario::Exec, cgroups::OTHER).await?;
     sleep(Duration::from_secs(1)).await;
     print_cost("one quiet subscriber", &agent.cost(IDLE).await?);
     println!("| target | 0.05 | 25 | | 1.5 × |");
