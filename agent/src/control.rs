@@ -336,10 +336,12 @@ pub fn node(hooks: &[HookStatus]) -> Node {
             .collect();
         if chosen.is_some() {
             // Why something better is not used. The first reason stands for its route: they are much the same.
+            let mut better: Vec<&String> = refused.iter().map(|reasons| &reasons[0]).collect();
+            better.dedup();
             limits.extend(
-                refused
+                better
                     .iter()
-                    .map(|reasons| format!("a better way is not open: {}", reasons[0])),
+                    .map(|reason| format!("a better way is not open: {reason}")),
             );
         }
         limits.extend(kind.also().iter().filter_map(|hook| {
@@ -407,11 +409,15 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
         Kind::Exit => &["one event for a process, when its last thread exits"],
         Kind::Fork => &["new processes, not new threads"],
         Kind::FileOpen if syscalls => &[
-            "system calls are heard: opens through io_uring and of 32-bit programs are not seen; the path of an open that failed              is joined from the name that the process gave, symbolic links not followed",
+            "system calls are heard: opens through io_uring and of 32-bit programs are not seen",
+            "the path of an open that failed is joined from the name that the process gave, symbolic links not followed",
         ],
         Kind::FileOpen => &["opens that the kernel makes for itself, as for execve, are left out"],
         Kind::FileDelete if syscalls => &[
-            "system calls are heard: what io_uring and 32-bit programs do is not seen; inode and size before are not known; the              path is joined from the name that the process gave, symbolic links not followed; a rename is told whether or not              it replaced a file",
+            "system calls are heard: what io_uring and 32-bit programs do is not seen",
+            "inode and size before are not known",
+            "the path is joined from the name that the process gave, symbolic links not followed",
+            "a rename is told whether or not it replaced a file",
         ],
         Kind::FileDelete => &[
             "what fails before the file is found, as for lack of permission on the way, is not seen",

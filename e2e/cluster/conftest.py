@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -95,26 +96,32 @@ def agents(kubectl):
         kubectl("delete", "-f", str(MANIFEST), "--ignore-not-found", "--wait=false")
 
 
-@pytest.fixture(scope="session")
-def namespace(kubectl):
+@contextmanager
+def empty_namespace(kubectl, name: str):
     """An empty namespace that pods can be made in."""
-    kubectl("create", "namespace", NAMESPACE)
+    kubectl("create", "namespace", name)
     try:
         # Pods are refused until its service account is there.
         wait_until(
-            lambda: kubectl("-n", NAMESPACE, "get", "serviceaccount", "default", "--ignore-not-found"),
+            lambda: kubectl("-n", name, "get", "serviceaccount", "default", "--ignore-not-found"),
             SOON_SECONDS,
             "the default service account",
         )
-        yield NAMESPACE
+        yield name
     finally:
-        kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+        kubectl("delete", "namespace", name, "--wait=false")
 
 
 @pytest.fixture(scope="session")
-def channels(kubectl, agents):
-    """A gRPC channel to each node's agent, through `kubectl port-forward`."""
-    forwards, channels = [], {}
+def namespace(kubectl):
+    with empty_namespace(kubectl, NAMESPACE) as name:
+        yield name
+
+
+@pytest.fixture(scope="session")
+def addresses(kubectl, agents):
+    """Where each node's agent can be reached, through `kubectl port-forward`."""
+    forwards, addresses = [], {}
     try:
         for node, pod in agents.items():
             forward = subprocess.Popen(
@@ -124,14 +131,21 @@ def channels(kubectl, agents):
             # "Forwarding from 127.0.0.1:41235 -> 4380"
             line = forward.stdout.readline()
             assert line.startswith("Forwarding from "), f"kubectl port-forward to {pod} says {line!r}"
-            channels[node] = grpc.insecure_channel(line.split()[2])
-        yield channels
+            addresses[node] = line.split()[2]
+        yield addresses
     finally:
-        for channel in channels.values():
-            channel.close()
         for forward in forwards:
             forward.terminate()
             forward.wait()
+
+
+@pytest.fixture(scope="session")
+def channels(addresses):
+    """A gRPC channel to each node's agent."""
+    channels = {node: grpc.insecure_channel(address) for node, address in addresses.items()}
+    yield channels
+    for channel in channels.values():
+        channel.close()
 
 
 @pytest.fixture(scope="session")
