@@ -398,17 +398,26 @@ fn tell_delete(subject: Subject, scratch: &PerCpuArray<Scratch>, deleted: Delete
 // include/trace/events/syscalls.h: (struct pt_regs *regs, long ret)
 #[btf_tracepoint(function = "sys_exit")]
 pub fn tp_btf__sys_exit(ctx: BtfTracePointContext) -> i32 {
-    syscall_returned(ctx.arg(0), ctx.arg::<u64>(1) as i64)
+    let regs: Ptr = ctx.arg(0);
+    let at = regs
+        .cast::<u8>()
+        .wrapping_add(offset!(syscall_number) as usize)
+        .cast::<u64>();
+    // Every system call of the node comes here: a load costs less than a helper.
+    // SAFETY: the verifier knows what these registers are, and refuses a load outside of them.
+    let number = unsafe { at.read_volatile() } as u32;
+    syscall_returned(number, regs, ctx.arg::<u64>(1) as i64)
 }
 
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn raw_tracepoint__sys_exit(ctx: RawTracePointContext) -> i32 {
-    syscall_returned(ctx.arg(0), ctx.arg::<u64>(1) as i64)
+    let regs: Ptr = ctx.arg(0);
+    let number = read(regs, offset!(syscall_number));
+    syscall_returned(number, regs, ctx.arg::<u64>(1) as i64)
 }
 
 #[inline(always)]
-fn syscall_returned(regs: Ptr, result: i64) -> i32 {
-    let number: u32 = read(regs, offset!(syscall_number));
+fn syscall_returned(number: u32, regs: Ptr, result: i64) -> i32 {
     // Most calls are none of these: the first test of each is on numbers alone.
     let opens = number == syscall!(openat)
         || number == syscall!(open)
@@ -480,12 +489,8 @@ fn is_compat(task: Ptr) -> bool {
 /// Tells of an open. Returns the deletion that it was, if it was one.
 #[inline(always)]
 fn open_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
-    let (open, delete) = (
-        scope::current(Kind::FileOpen),
-        scope::current(Kind::FileDelete),
-    );
     let task = current();
-    if open.is_none() && delete.is_none() || is_compat(task) {
+    if !scope::wants_any(Kind::FileOpen.bit() | Kind::FileDelete.bit()) || is_compat(task) {
         return None;
     }
     let arg = |position| syscall_argument(regs, position);
@@ -523,8 +528,8 @@ fn open_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
     } else {
         core::ptr::null()
     };
-    if let Some(subject) = open
-        && !unwanted(open_flags, result)
+    if !unwanted(open_flags, result)
+        && let Some(subject) = scope::current(Kind::FileOpen)
     {
         tell_open(
             subject,
@@ -568,9 +573,8 @@ fn open_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
 /// The deletion that was asked for, if it was one.
 #[inline(always)]
 fn delete_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
-    scope::current(Kind::FileDelete)?;
     let task = current();
-    if is_compat(task) || narrowed_delete(result) {
+    if !scope::wants_any(Kind::FileDelete.bit()) || is_compat(task) || narrowed_delete(result) {
         return None;
     }
     let arg = |position| syscall_argument(regs, position);

@@ -25,6 +25,15 @@ pub fn current(kind: Kind) -> Option<Subject> {
     wanted(cgroup_id, kind)
 }
 
+/// Whether any of these kinds is wanted of the current task's cgroup. `kinds` are [`Kind::bit`]s.
+#[inline(always)]
+pub fn wants_any(kinds: u64) -> bool {
+    // SAFETY: this helper has no preconditions.
+    let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
+    // SAFETY: as in `wanted`.
+    (unsafe { SCOPE.get(&cgroup_id) }).is_some_and(|entry| entry.kinds & kinds != 0)
+}
+
 /// That cgroup, if this kind is wanted of it.
 #[inline(always)]
 pub fn wanted(cgroup_id: u64, kind: Kind) -> Option<Subject> {

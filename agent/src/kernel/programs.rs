@@ -433,6 +433,7 @@ fn reason(error: &ProgramError) -> String {
         let last = log.lines().rfind(|line| {
             !line.is_empty()
                 && !line.starts_with("processed ")
+                && !line.starts_with("stack depth ")
                 && !line.starts_with("verification time")
         });
         return match (io_error.raw_os_error(), last) {
