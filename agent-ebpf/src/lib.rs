@@ -136,6 +136,12 @@ impl Kind {
         1 << self as u16
     }
 
+    /// Whether the kind needs a hook, on any route, or hears more by it.
+    pub fn uses(self, hook: &str) -> bool {
+        let hooks = self.routes().iter().copied().flatten();
+        hooks.chain(self.also()).any(|used| *used == hook)
+    }
+
     /// Whether the kernel adds its events up, and the agent tells them at an interval.
     pub const fn is_snapshot(self) -> bool {
         match self {

@@ -234,7 +234,7 @@ impl Control {
             if status.skipped <= old {
                 continue;
             }
-            for &kind in Kind::ALL.iter().filter(|kind| uses(**kind, &status.hook)) {
+            for &kind in Kind::ALL.iter().filter(|kind| kind.uses(&status.hook)) {
                 self.hub.lose_everywhere(
                     proto_kind(kind),
                     Stage::KernelSkipped,
@@ -270,11 +270,6 @@ impl Control {
 fn every_hook() -> impl Iterator<Item = &'static str> {
     let hooks = |kind: &Kind| kind.routes().iter().copied().flatten().chain(kind.also());
     Kind::ALL.iter().flat_map(hooks).copied()
-}
-
-fn uses(kind: Kind, hook: &str) -> bool {
-    let mut hooks = kind.routes().iter().copied().flatten().chain(kind.also());
-    hooks.any(|used| *used == hook)
 }
 
 /// The kernel's view of what a filter leaves out.

@@ -12,6 +12,8 @@ use aya::{
     },
 };
 
+use dinle_ebpf::Kind;
+
 use super::causes;
 
 /// A way to attach to a hook.
@@ -112,7 +114,7 @@ pub struct HookStatus {
     pub hook: String,
     /// In the order in which they were tried.
     pub ways: Vec<WayStatus>,
-    /// The first that works.
+    /// The first that works. `None` also where none was tried, because a better hook works.
     pub chosen: Option<Way>,
     /// It is attached now.
     pub attached: bool,
@@ -128,6 +130,7 @@ impl HookStatus {
         let reasons = match (&self.failure, self.chosen) {
             (Some(failure), _) => failure.clone(),
             (None, Some(_)) => return None,
+            (None, None) if self.ways.iter().any(|way| way.verified.is_ok()) => return None,
             (None, None) => {
                 let refused = self.ways.iter().filter_map(|status| {
                     let reason = status.verified.as_ref().err()?;
@@ -169,7 +172,7 @@ pub struct Programs {
 const ITERATOR: &str = "iter__";
 
 impl Programs {
-    /// Loads for each hook the first way that loads. With `every`, tries the others too, to tell whether they would.
+    /// Loads what the kinds need. With `every`, tries every way of every hook, to tell whether it would load.
     pub(super) fn load(
         mut ebpf: Ebpf,
         btf: &Btf,
@@ -204,28 +207,29 @@ impl Programs {
                 },
                 link: None,
             });
-            let chosen = &mut hook.status.chosen;
             let verified = if !ways.contains(&way) {
                 Err("left out by --ways".to_owned())
             } else if let Some(reason) = absent(way, &name, functions) {
                 Err(reason)
-            } else if chosen.is_some() && !every {
-                Ok(0)
             } else {
-                ebpf.program_mut(&program)
-                    .ok_or_else(|| "the object has no such program".to_owned())
-                    .and_then(|loaded| load(loaded, &name, btf, chosen.is_none()))
+                Ok(0)
             };
-            if verified.is_ok() && chosen.is_none() {
-                *chosen = Some(way);
-            }
             hook.status.ways.push(WayStatus {
                 way,
                 program,
                 verified,
             });
         }
-        let iterators = ebpf
+        let mut programs = Self {
+            hooks,
+            iterators: BTreeMap::new(),
+            ebpf,
+        };
+        programs.choose(btf, every);
+        let Self {
+            iterators, ebpf, ..
+        } = &mut programs;
+        *iterators = ebpf
             .programs_mut()
             .filter_map(|(name, program)| {
                 let target = name.strip_prefix(ITERATOR)?;
@@ -235,11 +239,64 @@ impl Programs {
                 ))
             })
             .collect();
-        Self {
-            hooks,
-            iterators,
-            ebpf,
+        programs
+    }
+
+    /// Loads what the kinds need: of each the first route whose hooks all load, and what lets it hear more. Verifying takes time, so
+    /// what is not needed is left alone, unless `every` hook is to be tried.
+    fn choose(&mut self, btf: &Btf, every: bool) {
+        let mut tried: BTreeMap<String, bool> = BTreeMap::new();
+        let mut loads = |programs: &mut Self, name: &str| {
+            let known = tried.get(name).copied();
+            known.unwrap_or_else(|| {
+                let loads = programs.load_hook(name, btf, every);
+                tried.insert(name.to_owned(), loads);
+                loads
+            })
+        };
+        for kind in Kind::ALL {
+            for route in kind.routes() {
+                if route.iter().all(|hook| loads(self, hook)) {
+                    break;
+                }
+            }
+            for hook in kind.also() {
+                loads(self, hook);
+            }
         }
+        // What no kind names always runs.
+        let uses = |name: &str| Kind::ALL.iter().any(|kind| kind.uses(name));
+        let names: Vec<String> = self.hooks.keys().cloned().collect();
+        for name in names.iter().filter(|name| every || !uses(name)) {
+            loads(self, name);
+        }
+    }
+
+    /// Loads a hook by the first way that loads. Whether there is one.
+    fn load_hook(&mut self, name: &str, btf: &Btf, every: bool) -> bool {
+        let Self { hooks, ebpf, .. } = self;
+        let Some(Hook { status, .. }) = hooks.get_mut(name) else {
+            return false;
+        };
+        let HookStatus { ways, chosen, .. } = status;
+        for WayStatus {
+            way,
+            program,
+            verified,
+        } in ways.iter_mut().filter(|way| way.verified.is_ok())
+        {
+            if chosen.is_some() && !every {
+                break;
+            }
+            *verified = ebpf
+                .program_mut(program)
+                .ok_or_else(|| "the object has no such program".to_owned())
+                .and_then(|loaded| load(loaded, name, btf, chosen.is_none()));
+            if verified.is_ok() && chosen.is_none() {
+                *chosen = Some(*way);
+            }
+        }
+        chosen.is_some()
     }
 
     /// Why a hook cannot be attached; `None` if it can be.
