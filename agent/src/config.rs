@@ -133,7 +133,7 @@ mod tests {
     fn wrong_flags_say_what_is_right() {
         for (args, hint) in [
             (["--pods", "cube"], "file:PATH"),
-            (["--ways", "kretprobe"], "tp_btf"),
+            (["--ways", "ftrace"], "tp_btf"),
             (["--listen", "localhost"], "--listen"),
             (["--linger", "soon"], "--linger"),
         ] {

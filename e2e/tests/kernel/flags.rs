@@ -41,7 +41,7 @@ fn what_cannot_work_is_refused_with_what_would() {
         &["100000", "power of two", "65536"],
     );
     refused(&["--ring-bytes", "4096"], &["4096", "65536"]);
-    refused(&["--ways", "kretprobe"], &["kretprobe", "--ways"]);
+    refused(&["--ways", "ftrace"], &["ftrace", "--ways"]);
     refused(&["--linger", "soon"], &["soon", "--linger"]);
 
     let lab = Lab::new();
