@@ -59,21 +59,21 @@ pub(super) fn session(body: &[u8], boot_ns: u64) -> Result<Decoded, DecodeError>
     Ok((Some(task), Detail::TcpSession(detail)))
 }
 
-/// A reset ends what a FIN began, and a timeout is an error like others.
+/// A reset ends what a FIN began. After a timeout a RST is sent to nobody who would hear it.
 fn end(flags: u16, error: u16) -> v1::TcpEnd {
     const ETIMEDOUT: u16 = 110;
     if flags & TcpSession::RST_RECEIVED != 0 {
         v1::TcpEnd::RstReceived
-    } else if flags & TcpSession::RST_SENT != 0 {
-        v1::TcpEnd::RstSent
     } else if error == ETIMEDOUT {
         v1::TcpEnd::Timeout
+    } else if flags & TcpSession::RST_SENT != 0 {
+        v1::TcpEnd::RstSent
+    } else if error != 0 {
+        v1::TcpEnd::Error
     } else if flags & TcpSession::FIN_SENT != 0 {
         v1::TcpEnd::FinSent
     } else if flags & TcpSession::FIN_RECEIVED != 0 {
         v1::TcpEnd::FinReceived
-    } else if error != 0 {
-        v1::TcpEnd::Error
     } else {
         v1::TcpEnd::Unspecified
     }
