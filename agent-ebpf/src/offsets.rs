@@ -163,8 +163,8 @@ offsets! {
     sock_remote6 = "sock_common.skc_v6_daddr";
     /// Remote port, in network byte order.
     sock_remote_port = "sock_common.skc_dport";
-    /// Operations of a socket's protocol.
-    sock_prot = "sock_common.skc_prot";
+    /// A socket's network namespace.
+    sock_net = "sock_common.skc_net";
     /// A socket's place in the hash table of those that are open.
     sock_nulls_node = "sock_common.skc_nulls_node";
     /// Local port, in network byte order. Unlike `skc_num` it outlives the port's release at the end.
@@ -179,8 +179,8 @@ offsets! {
     tcp_total_retrans = "tcp_sock.total_retrans";
     /// Eight times the smoothed round trip time.
     tcp_srtt = "tcp_sock.srtt_us";
-    /// A protocol's hash tables.
-    proto_hashinfo = "proto.h.hashinfo";
+    /// TCP's hash tables, in a network namespace.
+    net_hashinfo = "net.ipv4.tcp_death_row.hashinfo";
     /// The one of sockets that are open.
     hashinfo_ehash = "inet_hashinfo.ehash";
     /// Its size, less one.

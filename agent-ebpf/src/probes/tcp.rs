@@ -715,7 +715,7 @@ pub fn iter__tcp(ctx: *mut c_void) -> i32 {
     if sk.is_null() {
         return 0;
     }
-    let hashinfo: Ptr = read(read(sk, offset!(sock_prot)), offset!(proto_hashinfo));
+    let hashinfo: Ptr = read(read(sk, offset!(sock_net)), offset!(net_hashinfo));
     let Some(table) = SOCKET_TABLE.get_ptr_mut(0) else {
         return 0;
     };

@@ -1,5 +1,8 @@
 //! Does one thing, as its arguments say. The tests of a kernel run it in place of programs that a machine may not have.
 
+#[path = "act/tcp.rs"]
+mod tcp;
+
 use std::{
     env,
     ffi::{CString, OsStr, OsString},
@@ -34,6 +37,7 @@ const USAGE: &str = "act COMMAND
   gate PROGRAM [ARG…]               run that, once standard input has ended
   copy FROM TO                      copy a file
   orphan                            run a process that ends before the one that it runs; that one then runs `act exit 0`
+  tcp WHAT…                         make TCP connections: see act/tcp.rs
   any [ANYTHING…]                   end with 0";
 
 fn main() -> ExitCode {
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
     let done = match (command.to_string_lossy().as_ref(), &args[..]) {
         ("exit", [code, ..]) => exit(number(code)),
         ("any", _) => Ok(ExitCode::SUCCESS),
+        ("tcp", what) => tcp::run(what),
         ("sleep", [milliseconds]) => {
             thread::sleep(Duration::from_millis(number::<u64>(milliseconds)));
             Ok(ExitCode::SUCCESS)
