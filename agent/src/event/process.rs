@@ -118,7 +118,7 @@ pub(super) mod tests {
     use dinle_ebpf::{Header, Kind};
     use zerocopy::IntoBytes as _;
 
-    fn header(kind: Kind) -> Header {
+    pub(in crate::event) fn header(kind: Kind) -> Header {
         Header {
             boot_ns: 5_000_000_000,
             cgroup_id: 7,
@@ -128,7 +128,7 @@ pub(super) mod tests {
         }
     }
 
-    fn task() -> Task {
+    pub(in crate::event) fn task() -> Task {
         let mut task = Task {
             start_boot_ns: 4_500_000_000,
             pid: 100,

@@ -198,6 +198,42 @@ fn a_connection_of_ipv6_is_told_by_both_ends_to_the_byte() {
 }
 
 #[test]
+fn the_other_end_has_the_name_of_the_pod_that_has_its_address() {
+    const SERVER: &str = "127.77.0.1";
+    let shop = Shop::new();
+    let web = shop.lab.pod.clone().address(SERVER).address("fd00::77");
+    shop.lab.agent.set_pods(&[&web]);
+    let mut stream = shop.lab.agent.subscribe(request());
+    let mut server = Talker::start(&shop.lab.app, &["listen", SERVER, "50", "1", "1", "wait"]);
+    let target = format!("{SERVER}:{}", server.line());
+    // The agent learns of the address when it reads its pods again.
+    let named = |stream: &Stream| {
+        let sessions = sessions(stream).into_iter();
+        let mut ends = sessions.filter_map(|(_, session)| session.remote.clone());
+        ends.find_map(|end| end.workload)
+    };
+    while named(&stream).is_none() {
+        let before = sessions(&stream).len();
+        let client = ["tcp", "connect", &target, "1", "1", "1", "close"];
+        shop.lab.app.succeed(act(client));
+        stream.until("both ends", |stream| sessions(stream).len() >= before + 2);
+    }
+    let name = named(&stream).unwrap();
+    assert_eq!(
+        (name.namespace.as_str(), name.pod.as_str()),
+        ("shop", "web")
+    );
+    for (_, session) in sessions(&stream) {
+        let (local, remote) = (session.local.as_ref(), session.remote.as_ref());
+        assert_eq!(local.unwrap().workload, None, "that is the event's own");
+        // Nobody has the address that the client connects from.
+        assert!(remote.unwrap().workload.is_none() || remote.unwrap().address == SERVER);
+    }
+    _ = server.child.kill();
+    _ = server.child.wait();
+}
+
+#[test]
 fn only_sessions_of_the_pod_are_heard() {
     let lab = Lab::new();
     let (_, elsewhere) = lab.tree.app("unknown");
