@@ -99,14 +99,15 @@ kinds! {
          "security_path_rename", "filename_renameat2:return", "vfs_truncate", "do_truncate", "do_truncate:return"] or
         ["sys_exit"],
     /// A TCP session, when it ends or is reported on.
-    TcpSession = 6 on ["inet_sock_set_state"]
-        also ["inet_csk_accept:return", "tcp_send_reset", "tcp_receive_reset", "tcp_retransmit_skb"],
+    TcpSession = 6 on ["inet_sock_set_state"] also ["inet_csk_accept:return"],
     /// A connect that failed.
-    TcpConnect = 7 on ["inet_sock_set_state"] also ["tcp_v4_connect:return", "tcp_v6_connect:return"],
+    TcpConnect = 7 on ["inet_sock_set_state"]
+        also ["tcp_v4_connect", "tcp_v4_connect:return", "tcp_v6_connect", "tcp_v6_connect:return"],
     /// A RST, sent or received.
-    TcpReset = 8 on ["tcp_send_reset", "tcp_receive_reset"],
+    TcpReset = 8 on ["tcp_send_reset", "tcp_receive_reset"]
+        also ["inet_sock_set_state", "inet_csk_accept:return"],
     /// A segment that was sent again.
-    TcpRetransmit = 9 on ["tcp_retransmit_skb"],
+    TcpRetransmit = 9 on ["tcp_retransmit_skb"] also ["inet_sock_set_state", "inet_csk_accept:return"],
     /// A request to a disk, when it is done.
     BlockIo = 10 on ["block_getrq", "block_rq_issue", "block_rq_complete"],
     /// Latencies of such requests, told in snapshots.

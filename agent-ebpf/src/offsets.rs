@@ -208,6 +208,78 @@ offsets! {
     css_parent = "cgroup_subsys_state.parent";
     /// The id.
     kernfs_id = "kernfs_node.id";
+    /// A socket's cgroup.
+    sock_cgroup = "sock.sk_cgrp_data";
+    /// IP protocol of a socket.
+    sock_protocol = "sock.sk_protocol";
+    /// Error of a socket.
+    sock_err = "sock.sk_err";
+    /// Whether a task has locked a socket.
+    sock_owned = "sock.sk_lock.owned";
+    /// Directions that a socket was shut in.
+    sock_shutdown = "sock.sk_shutdown";
+    /// `SOCK_*` of include/net/sock.h, as bits.
+    sock_flags = "sock_common.skc_flags";
+    /// Address family of a socket.
+    sock_family = "sock_common.skc_family";
+    /// State of a socket.
+    sock_state = "sock_common.skc_state";
+    /// Local address.
+    sock_local = "sock_common.skc_rcv_saddr";
+    /// Remote address.
+    sock_remote = "sock_common.skc_daddr";
+    /// Local address of IPv6.
+    sock_local6 = "sock_common.skc_v6_rcv_saddr";
+    /// Remote address of IPv6.
+    sock_remote6 = "sock_common.skc_v6_daddr";
+    /// Remote port, in network byte order.
+    sock_remote_port = "sock_common.skc_dport";
+    /// A socket's network namespace.
+    sock_net = "sock_common.skc_net";
+    /// A socket's place in the hash table of those that are open.
+    sock_nulls_node = "sock_common.skc_nulls_node";
+    /// Local port, in network byte order. Unlike `skc_num` it outlives the port's release at the end.
+    inet_sport = "inet_sock.inet_sport";
+    /// Payload bytes sent, again ones included.
+    tcp_bytes_sent = "tcp_sock.bytes_sent";
+    /// Payload bytes sent again.
+    tcp_bytes_retrans = "tcp_sock.bytes_retrans";
+    /// Payload bytes received, and one for a FIN.
+    tcp_bytes_received = "tcp_sock.bytes_received";
+    /// Segments sent again.
+    tcp_total_retrans = "tcp_sock.total_retrans";
+    /// Eight times the smoothed round trip time.
+    tcp_srtt = "tcp_sock.srtt_us";
+    /// TCP's hash tables, in a network namespace.
+    net_hashinfo = "net.ipv4.tcp_death_row.hashinfo";
+    /// The one of sockets that are open.
+    hashinfo_ehash = "inet_hashinfo.ehash";
+    /// Its size, less one.
+    hashinfo_mask = "inet_hashinfo.ehash_mask";
+    /// Size of an element of it.
+    ehash_bucket_size = "size:inet_ehash_bucket";
+    /// What a protocol keeps of a packet.
+    skb_cb = "sk_buff.cb";
+    /// A packet's buffer.
+    skb_head = "sk_buff.head";
+    /// Place of the TCP header in it.
+    skb_transport = "sk_buff.transport_header";
+    /// Place of the IP header in it.
+    skb_network = "sk_buff.network_header";
+    /// First sequence number, in what TCP keeps.
+    cb_seq = "tcp_skb_cb.seq";
+    /// Sequence number behind the last.
+    cb_end_seq = "tcp_skb_cb.end_seq";
+    /// TCP flags.
+    cb_flags = "tcp_skb_cb.tcp_flags";
+    /// Why a RST is sent (6.10).
+    reset_reason = "arg:tcp_send_reset:reason";
+    /// Error of a segment's sending (6.18): before, only those that were sent were told.
+    retransmit_err = "arg:tcp_retransmit_skb:err";
+    /// Parameters of `inet_csk_accept`.
+    accept_params = "params:inet_csk_accept";
+    /// Parameters of `tcp_v4_connect`; `tcp_v6_connect` has the same.
+    connect_params = "params:tcp_v4_connect";
 }
 
 /// Numbers of system calls, which differ between architectures; [`MISSING`] for those that an architecture does not have.

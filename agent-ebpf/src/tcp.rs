@@ -69,6 +69,33 @@ impl TcpSession {
     pub const OPEN: u16 = 16;
 }
 
+/// Sessions and connects that are remembered at a time: entries of the map `SOCKETS`. What begins while it is full is told when it
+/// ends all the same, without its beginning and its process.
+pub const SOCKETS_MAX: u32 = 32_768;
+
+/// Calls of the program that looks for sessions that are open already: each takes its share of the kernel's hash table.
+pub const SHARES: u32 = 16_384;
+
+/// What is remembered of a socket, by its address.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Socket {
+    /// Who; pid 0 as long as that is not known.
+    pub task: Task,
+    /// Nanoseconds since boot when it began; 0 if that was before anyone listened.
+    pub start_boot_ns: u64,
+    /// Nanoseconds since boot when it was told of last, or first seen.
+    pub told_boot_ns: u64,
+    /// As in [`TcpSession`].
+    pub direction: u16,
+    /// As in [`TcpSession`].
+    pub flags: u16,
+    /// Once it is closed, and its RST is still to be sent: its last state. Otherwise 0.
+    pub closed: u16,
+    /// 0.
+    pub reserved: u16,
+}
+
 /// A connect that failed.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -91,27 +91,28 @@ impl Control {
         let mut lingering: HashMap<&'static str, Instant> = HashMap::new();
         let mut skipped: HashMap<String, u64> = HashMap::new();
         let mut scope_full = 0;
+        let mut sessions = Sessions::default();
         loop {
             tokio::select! {
                 asked = self.settle.recv() => {
                     let Some(done) = asked else { return };
-                    self.reconcile(&mut lingering).await;
+                    self.reconcile(&mut lingering, &mut sessions).await;
                     // Children that were made before their parent came into scope are in the tracker's ring by now.
                     let epoch = self.index.epoch();
                     self.hub.sync().await;
                     if self.index.epoch() != epoch {
-                        self.reconcile(&mut lingering).await;
+                        self.reconcile(&mut lingering, &mut sessions).await;
                     }
                     // Whoever asked may have left.
                     _ = done.send(());
                 }
                 changed = listeners.changed() => {
                     if changed.is_err() { return }
-                    self.reconcile(&mut lingering).await;
+                    self.reconcile(&mut lingering, &mut sessions).await;
                 }
                 changed = workloads.changed() => {
                     if changed.is_err() { return }
-                    self.reconcile(&mut lingering).await;
+                    self.reconcile(&mut lingering, &mut sessions).await;
                 }
                 _ = ticks.tick() => {
                     self.index.expire(Instant::now());
@@ -121,10 +122,16 @@ impl Control {
                     // Cgroups that found no room may find some now, and streams are told.
                     let missed = self.stats.scope_full.load(Ordering::Relaxed);
                     if std::mem::replace(&mut scope_full, missed) != missed {
-                        self.reconcile(&mut lingering).await;
+                        self.reconcile(&mut lingering, &mut sessions).await;
                     }
                     self.tell_skipped(&mut skipped);
                     self.detach_lingering(&mut lingering);
+                    if sessions.reported
+                        && let Err(error) = self.programs.report_sessions()
+                    {
+                        // Shown by `capabilities`; it fails each time in the same way.
+                        tracing::debug!(error, "sessions that go on are not reported on");
+                    }
                     self.show();
                 }
             }
@@ -132,7 +139,11 @@ impl Control {
     }
 
     /// Brings the kernel in line with demand: first what attaches, then what is in scope, so that nothing is in scope unheard.
-    async fn reconcile(&mut self, lingering: &mut HashMap<&'static str, Instant>) {
+    async fn reconcile(
+        &mut self,
+        lingering: &mut HashMap<&'static str, Instant>,
+        sessions: &mut Sessions,
+    ) {
         let live = self.index.live();
         let demand = self
             .hub
@@ -173,6 +184,12 @@ impl Control {
         if let Err(error) = self.scope.apply(&wanted) {
             tracing::error!("{error}");
             notes.push(error.to_string());
+        }
+        if let Err(error) = sessions.follow(&mut self.programs, demand.interval, &wanted) {
+            tracing::error!("{error}");
+            notes.push(format!(
+                "TCP sessions that were open before are told only when they end ({error})"
+            ));
         }
         let missed = self.stats.scope_full.load(Ordering::Relaxed);
         if missed > 0 {
@@ -266,6 +283,55 @@ impl Control {
     }
 }
 
+/// What the kernel half remembers of TCP sessions.
+#[derive(Default)]
+struct Sessions {
+    /// Cgroups that existed at the last look, and whether their sessions were listened to.
+    cgroups: HashMap<u64, bool>,
+    /// Somebody listened to some.
+    remembered: bool,
+    /// Those that go on are reported on.
+    reported: bool,
+}
+
+impl Sessions {
+    /// Makes the kernel half remember the sessions that are wanted now, those that are open already included.
+    fn follow(
+        &mut self,
+        programs: &mut Programs,
+        interval: Option<Duration>,
+        wanted: &[Wanted],
+    ) -> Result<(), String> {
+        const KINDS: u64 = Kind::TcpSession.bit()
+            | Kind::TcpConnect.bit()
+            | Kind::TcpReset.bit()
+            | Kind::TcpRetransmit.bit();
+        let now: HashMap<u64, bool> = wanted
+            .iter()
+            .map(|want| (want.cgroup_id, want.kinds & KINDS != 0))
+            .collect();
+        let before = std::mem::replace(&mut self.cgroups, now);
+        let remembered = self.cgroups.values().any(|wanted| *wanted);
+        self.reported = interval.is_some() && remembered;
+        if let Some(interval) = interval {
+            programs.set_session_interval(interval)?;
+        }
+        if !std::mem::replace(&mut self.remembered, remembered) && remembered {
+            // What was remembered for the last listener has gone on unheard.
+            programs.forget_sessions()?;
+        }
+        // In a cgroup that is new all sessions are heard of from the first on.
+        let found = self
+            .cgroups
+            .iter()
+            .any(|(id, wanted)| *wanted && before.get(id).is_some_and(|listened| !listened));
+        if found || remembered && before.is_empty() {
+            programs.find_sessions()?;
+        }
+        Ok(())
+    }
+}
+
 /// Every hook that some kind may need.
 fn every_hook() -> impl Iterator<Item = &'static str> {
     let hooks = |kind: &Kind| kind.routes().iter().copied().flatten().chain(kind.also());
@@ -339,10 +405,14 @@ pub fn node(hooks: &[HookStatus]) -> Node {
                     .map(|reason| format!("a better way is not open: {reason}")),
             );
         }
-        limits.extend(kind.also().iter().filter_map(|hook| {
-            let reason = refusal(hook)?;
-            Some(format!("{}: {reason}", without(hook)))
-        }));
+        for hook in kind.also() {
+            // Hooks that work together lack the same: the first reason stands for it.
+            if let Some(reason) = refusal(hook)
+                && !limits.iter().any(|told| told.starts_with(without(hook)))
+            {
+                limits.push(format!("{}: {reason}", without(hook)));
+            }
+        }
         let shown = chosen.or(kind.routes().last().copied()).unwrap_or_default();
         let used = shown
             .iter()
@@ -383,12 +453,9 @@ fn without(hook: &str) -> &'static str {
         "inet_csk_accept:return" => {
             "the process of an accepted session is known only if it does something with the session later"
         }
-        "tcp_send_reset" => "resets that were sent are not told from other ends of a session",
-        "tcp_receive_reset" => {
-            "resets that were received are not told from other ends of a session"
-        }
-        "tcp_v4_connect:return" | "tcp_v6_connect:return" => {
-            "connects that fail at once, for lack of a route or a port, are not seen"
+        "inet_sock_set_state" => "the process is not known",
+        "tcp_v4_connect" | "tcp_v4_connect:return" | "tcp_v6_connect" | "tcp_v6_connect:return" => {
+            "connects that fail at once are not seen for lack of a route, and told without an error for lack of a port"
         }
         _ => "something is not seen",
     }
@@ -417,13 +484,14 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
         Kind::FileDelete => &[
             "what fails before the file is found, as for lack of permission on the way, is not seen",
         ],
-        Kind::TcpSession
-        | Kind::TcpConnect
-        | Kind::TcpReset
-        | Kind::TcpRetransmit
-        | Kind::BlockIo
-        | Kind::BlockLatency
-        | Kind::Drop
-        | Kind::DropCount => &[],
+        Kind::TcpSession => &[
+            "32,768 sessions are remembered at a time: what begins beyond is told when it ends, as one that was there before",
+        ],
+        Kind::TcpConnect => &[],
+        Kind::TcpReset => &[
+            "resets without a socket of the pod are not seen: the answer to a connect to a closed port is, where it arrives",
+        ],
+        Kind::TcpRetransmit => &["SYN-ACKs that are sent again are not seen"],
+        Kind::BlockIo | Kind::BlockLatency | Kind::Drop | Kind::DropCount => &[],
     }
 }

@@ -114,6 +114,29 @@ impl Context {
     }
 }
 
+/// The ends of what an event is about that another pod may have.
+pub fn peers(event: &mut v1::Event) -> impl Iterator<Item = &mut v1::Endpoint> {
+    let (one, other) = match &mut event.detail {
+        Some(Detail::TcpSession(session)) => (session.remote.as_mut(), None),
+        Some(Detail::TcpConnect(connect)) => (connect.remote.as_mut(), None),
+        Some(Detail::TcpReset(reset)) => (reset.remote.as_mut(), None),
+        Some(Detail::TcpRetransmit(segment)) => (segment.remote.as_mut(), None),
+        Some(Detail::Drop(drop)) => (drop.source.as_mut(), drop.destination.as_mut()),
+        None
+        | Some(
+            Detail::Exec(_)
+            | Detail::Exit(_)
+            | Detail::Fork(_)
+            | Detail::FileOpen(_)
+            | Detail::FileDelete(_)
+            | Detail::BlockIo(_)
+            | Detail::BlockLatency(_)
+            | Detail::DropCount(_),
+        ) => (None, None),
+    };
+    one.into_iter().chain(other)
+}
+
 /// Who did something, and what.
 type Decoded = (Option<Task>, Detail);
 

@@ -4,6 +4,7 @@ pub mod btf;
 mod maps;
 mod programs;
 mod ring;
+mod sessions;
 mod tables;
 
 pub use btf::Names;

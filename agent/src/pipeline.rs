@@ -2,7 +2,7 @@
 //! for all events; it waits for nothing but the kernel.
 
 use std::{
-    collections::hash_map::Entry,
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -146,6 +146,33 @@ pub struct Router {
     context: Context,
     epoch: u64,
     routes: IdMap<Route>,
+    peers: Peers,
+}
+
+/// Which pods have the addresses that were seen of late. Parsing one and asking the index costs more than a session is worth.
+#[derive(Default)]
+struct Peers(HashMap<String, Option<v1::WorkloadName>>);
+
+/// Addresses that [`Peers`] remembers, at about 200 bytes each; then it forgets them all. Most nodes talk to fewer.
+const PEERS_MAX: usize = 4096;
+
+impl Peers {
+    /// Names the pods at the other ends of an event.
+    fn name(&mut self, event: &mut v1::Event, index: &Index) {
+        let Self(known) = self;
+        for end in event::peers(event) {
+            if let Some(name) = known.get(&end.address) {
+                end.workload.clone_from(name);
+                continue;
+            }
+            if known.len() >= PEERS_MAX {
+                known.clear();
+            }
+            let address = end.address.parse().ok();
+            end.workload = address.and_then(|address| index.pod_of_address(address));
+            known.insert(end.address.clone(), end.workload.clone());
+        }
+    }
 }
 
 /// What is decided once for a cgroup, until workloads or listeners change.
@@ -168,6 +195,7 @@ impl Router {
             context,
             epoch,
             routes: IdMap::default(),
+            peers: Peers::default(),
         }
     }
 
@@ -192,11 +220,13 @@ impl Router {
             publisher,
             epoch,
             routes,
+            peers: Peers(peers),
             ..
         } = self;
         if index.epoch() != *epoch {
             *epoch = index.epoch();
             routes.clear();
+            peers.clear();
             publisher.workloads_changed(|cgroup_id| index.get(cgroup_id));
         }
     }
@@ -209,6 +239,7 @@ impl Router {
             stats,
             context,
             routes,
+            peers,
             ..
         } = self;
         let envelope = match event::open(frame) {
@@ -243,8 +274,9 @@ impl Router {
             Ok(event) if kind.is_snapshot() => {
                 publisher.add_up(&event, &route.workload, targets);
             }
-            Ok(event) => {
-                publisher.publish(&event, proto_kind, &route.workload, &route.name, targets)
+            Ok(mut event) => {
+                peers.name(&mut event, index);
+                publisher.publish(&event, proto_kind, &route.workload, &route.name, targets);
             }
             Err(error) => {
                 undecodable(stats, &error);
@@ -347,4 +379,71 @@ fn report<T: Default>(counted: Result<T, impl std::fmt::Display>) -> T {
         tracing::error!(%error, "the kernel's counters cannot be read");
         T::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::Pod;
+    use dinle_proto::v1::event::Detail;
+
+    #[test]
+    fn the_other_end_is_named_until_workloads_change() {
+        let index = Index::new("n1");
+        let mut peers = Peers::default();
+        let mut named = |peers: &mut Peers| {
+            let end = |address: &str| {
+                Some(v1::Endpoint {
+                    address: address.to_owned(),
+                    ..Default::default()
+                })
+            };
+            let mut event = v1::Event {
+                detail: Some(Detail::TcpConnect(v1::TcpConnect {
+                    local: end("10.0.0.1"),
+                    remote: end("10.0.0.7"),
+                    ..Default::default()
+                })),
+                ..Default::default()
+            };
+            peers.name(&mut event, &index);
+            let Some(Detail::TcpConnect(connect)) = event.detail else {
+                panic!("a connect stays one")
+            };
+            assert_eq!(connect.local.and_then(|end| end.workload), None);
+            let name = connect.remote.and_then(|end| end.workload);
+            name.map(|name| name.pod)
+        };
+        assert_eq!(named(&mut peers), None);
+        index.pod_applied(Pod {
+            uid: "uid".to_owned(),
+            name: "web".to_owned(),
+            addresses: vec!["10.0.0.7".parse().expect("an address")],
+            ..Pod::default()
+        });
+        assert_eq!(named(&mut peers), None, "it is remembered");
+        peers.0.clear();
+        assert_eq!(named(&mut peers), Some("web".to_owned()));
+        assert_eq!(peers.0.len(), 1);
+    }
+
+    #[test]
+    fn addresses_are_remembered_up_to_a_bound() {
+        let index = Index::new("n1");
+        let mut peers = Peers::default();
+        for number in 0..3 * PEERS_MAX {
+            let mut event = v1::Event {
+                detail: Some(Detail::TcpReset(v1::TcpReset {
+                    remote: Some(v1::Endpoint {
+                        address: format!("address {number}"),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                })),
+                ..Default::default()
+            };
+            peers.name(&mut event, &index);
+            assert!(peers.0.len() <= PEERS_MAX);
+        }
+    }
 }

@@ -15,6 +15,7 @@ mod tests;
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
@@ -107,7 +108,8 @@ impl Index {
         }))
     }
 
-    /// Grows whenever an answer of [`get`](Self::get) or [`live`](Self::live) may have changed. Whoever sees the new number
+    /// Grows whenever an answer of [`get`](Self::get), [`live`](Self::live) or
+    /// [`pod_of_address`](Self::pod_of_address) may have changed. Whoever sees the new number
     /// gets the new answers.
     pub fn epoch(&self) -> u64 {
         *self.0.epoch.borrow()
@@ -121,6 +123,11 @@ impl Index {
     /// Who runs in a cgroup; for [`GRACE`] after its release, who ran there. `None` if its creation was not seen.
     pub fn get(&self, cgroup_id: u64) -> Option<Arc<v1::Workload>> {
         self.read(|table| table.get(cgroup_id).cloned())
+    }
+
+    /// The pod of this node that has an address; for [`GRACE`] after its deletion, who had it, unless another has it now.
+    pub fn pod_of_address(&self, address: IpAddr) -> Option<v1::WorkloadName> {
+        self.read(|table| table.pod_of_address(address))
     }
 
     /// A cgroup was made. `path` is below the root of the v2 hierarchy; `path_cut` if that is only the path's beginning, and

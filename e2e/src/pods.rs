@@ -30,6 +30,8 @@ pub struct Pod {
     pub labels: Vec<(String, String)>,
     /// Names of its containers, and their ids where they are known.
     pub containers: Vec<(String, Option<String>)>,
+    /// Its addresses.
+    pub addresses: Vec<String>,
 }
 
 impl Pod {
@@ -42,6 +44,7 @@ impl Pod {
             uid: format!("{process:08x}-0000-4000-8000-{number:012x}"),
             labels: Vec::new(),
             containers: Vec::new(),
+            addresses: Vec::new(),
         }
     }
 
@@ -71,6 +74,12 @@ impl Pod {
         self
     }
 
+    /// With one more address.
+    pub fn address(mut self, address: &str) -> Self {
+        self.addresses.push(address.into());
+        self
+    }
+
     fn json(&self) -> Value {
         let Self {
             namespace,
@@ -78,6 +87,7 @@ impl Pod {
             uid,
             labels,
             containers,
+            addresses,
         } = self;
         let labels: serde_json::Map<_, _> = labels
             .iter()
@@ -100,7 +110,10 @@ impl Pod {
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"namespace": namespace, "name": name, "uid": uid, "labels": labels},
             "spec": {"containers": spec},
-            "status": {"containerStatuses": statuses}
+            "status": {
+                "containerStatuses": statuses,
+                "podIPs": addresses.iter().map(|address| json!({"ip": address})).collect::<Vec<_>>()
+            }
         })
     }
 }

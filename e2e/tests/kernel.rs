@@ -25,6 +25,8 @@ mod life;
 mod loss;
 #[path = "kernel/scope.rs"]
 mod scope;
+#[path = "kernel/tcp.rs"]
+mod tcp;
 
 use std::{os::unix::fs::symlink, path::PathBuf, time::Duration};
 

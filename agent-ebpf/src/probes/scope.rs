@@ -45,6 +45,21 @@ pub fn wanted(cgroup_id: u64, kind: Kind) -> Option<Subject> {
     })
 }
 
+/// That cgroup, and which of these kinds are wanted of it, if any is. `kinds` are [`Kind::bit`]s.
+#[inline(always)]
+pub fn wanted_any(cgroup_id: u64, kinds: u64) -> Option<(Subject, u64)> {
+    // SAFETY: as in `wanted`.
+    let entry = unsafe { SCOPE.get(&cgroup_id) }?;
+    let kinds = entry.kinds & kinds;
+    (kinds != 0).then_some((
+        Subject {
+            cgroup_id,
+            slot: entry.slot,
+        },
+        kinds,
+    ))
+}
+
 /// Gives a new cgroup what is wanted of its parent. `false` if the map had no room.
 #[inline(always)]
 pub fn inherit(child: u64, parent: u64) -> bool {

@@ -236,6 +236,11 @@ pub(super) fn milliseconds(span: Option<&prost_types::Duration>) -> String {
     }
 }
 
+/// The name of an enumerator without what all of its enum begin with.
+pub(super) fn without_prefix(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix).unwrap_or(name).to_owned()
+}
+
 /// `10.0.0.1:80`, `[::1]:80`, or the pod's name where it is known.
 pub(super) fn endpoint(end: Option<&v1::Endpoint>) -> String {
     let Some(v1::Endpoint {

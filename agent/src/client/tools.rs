@@ -46,19 +46,17 @@ impl Common {
         request(kinds, &self.selection, filter, &self.bounds, self.output)
     }
 
-    /// Asks, and prints in these columns; `wide` are added with `-o wide`. `last` is the one that may be long.
+    /// Asks, and prints in these columns; `wide` are added with `-o wide`.
     pub(super) async fn run(
         self,
         request: v1::SubscribeRequest,
         mut columns: Vec<Column>,
         wide: Vec<Column>,
-        last: Column,
         screen: &mut Screen<'_>,
     ) -> anyhow::Result<ExitCode> {
         if self.output == EventOutput::Wide {
             columns.extend(wide);
         }
-        columns.push(last);
         let table = EventTable::tool(columns, screen.terminal, !self.no_header);
         self.run_as(request, Format::Table(table), screen).await
     }

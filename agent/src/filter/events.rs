@@ -26,6 +26,8 @@ pub struct Filter {
     create: bool,
     ports: Vec<u32>,
     min_duration: Option<Duration>,
+    local_ports: Vec<u32>,
+    remote_ports: Vec<u32>,
 }
 
 /// What of a kind a filter leaves out in any case, so that nobody need tell it: `Narrow::default()` leaves out nothing.
@@ -85,6 +87,8 @@ impl Filter {
             create,
             ports,
             min_duration,
+            local_ports,
+            remote_ports,
         } = filter.unwrap_or(&empty);
 
         // What is asked for, its field, who can answer, and why the others cannot.
@@ -132,6 +136,18 @@ impl Filter {
                 "has no ports; ask for the kinds of TCP and drops alone",
             ),
             (
+                !local_ports.is_empty(),
+                "filter.local_ports",
+                has_ends,
+                "has no local port; ask for the kinds of TCP alone",
+            ),
+            (
+                !remote_ports.is_empty(),
+                "filter.remote_ports",
+                has_ends,
+                "has no remote port; ask for the kinds of TCP alone",
+            ),
+            (
                 min_duration.is_some(),
                 "filter.min_duration",
                 has_duration,
@@ -152,21 +168,13 @@ impl Filter {
         }
         check_elements("filter.uids", uids)?;
         check_elements("filter.pids", pids)?;
-        check_elements("filter.ports", ports)?;
+        check_ports("filter.ports", ports)?;
+        check_ports("filter.local_ports", local_ports)?;
+        check_ports("filter.remote_ports", remote_ports)?;
         if let Some(index) = pids.iter().position(|rule| rule.pid == 0) {
             return Err(Invalid::new(
                 format!("filter.pids[{index}].pid"),
                 "is 0, which is the kernel's idle task; name a process by its id in the host's PID namespace",
-            ));
-        }
-        if let Some((index, port)) = ports
-            .iter()
-            .enumerate()
-            .find(|(_, port)| !(1..=u32::from(u16::MAX)).contains(*port))
-        {
-            return Err(Invalid::new(
-                format!("filter.ports[{index}]"),
-                format!("is {port}; ports are from 1 to 65535"),
             ));
         }
         Ok(Self {
@@ -180,6 +188,8 @@ impl Filter {
             write: *write,
             create: *create,
             ports: ports.clone(),
+            local_ports: local_ports.clone(),
+            remote_ports: remote_ports.clone(),
             min_duration: match min_duration {
                 Some(span) => Some(parse_duration("filter.min_duration", span)?),
                 None => None,
@@ -222,6 +232,8 @@ impl Filter {
             create,
             ports,
             min_duration,
+            local_ports,
+            remote_ports,
         } = self;
         let process = event.process.as_ref();
         // First, because `family` learns from it whatever the others say.
@@ -239,7 +251,21 @@ impl Filter {
             && (!write || facts.open_flags & O_ACCMODE != O_RDONLY)
             && (!create || facts.open_flags & O_CREAT != 0)
             && (ports.is_empty() || facts.ports.iter().any(|port| ports.contains(port)))
+            && (local_ports.is_empty() || local_ports.contains(&facts.ports[0]))
+            && (remote_ports.is_empty() || remote_ports.contains(&facts.ports[1]))
             && min_duration.is_none_or(|least| facts.took.is_some_and(|took| took >= least))
+    }
+}
+
+fn check_ports(field: &str, ports: &[u32]) -> Result<(), Invalid> {
+    check_elements(field, ports)?;
+    let wrong = |port: &u32| !(1..=u32::from(u16::MAX)).contains(port);
+    match ports.iter().position(wrong) {
+        None => Ok(()),
+        Some(index) => Err(Invalid::new(
+            format!("{field}[{index}]"),
+            format!("is {}; ports are from 1 to 65535", ports[index]),
+        )),
     }
 }
 
@@ -256,6 +282,7 @@ struct Facts<'a> {
     path: &'a str,
     error: u32,
     open_flags: u32,
+    /// Of the pod's own end first, where it has one.
     ports: [u32; 2],
     took: Option<Duration>,
 }
@@ -334,6 +361,8 @@ struct Answers {
     error: bool,
     open: bool,
     ports: bool,
+    /// Which of the ports is whose.
+    ends: bool,
     duration: bool,
     process: bool,
 }
@@ -346,6 +375,7 @@ impl Answers {
         error: false,
         open: false,
         ports: false,
+        ends: false,
         duration: false,
         process: true,
     };
@@ -374,11 +404,13 @@ impl Answers {
             },
             v1::Kind::TcpSession => Self {
                 ports: true,
+                ends: true,
                 duration: true,
                 ..Self::NONE
             },
             v1::Kind::TcpConnect | v1::Kind::TcpReset | v1::Kind::TcpRetransmit => Self {
                 ports: true,
+                ends: true,
                 ..Self::NONE
             },
             v1::Kind::BlockIo => Self {
@@ -417,6 +449,10 @@ fn has_error(kind: v1::Kind) -> bool {
 
 fn is_open(kind: v1::Kind) -> bool {
     Answers::of(kind).open
+}
+
+fn has_ends(kind: v1::Kind) -> bool {
+    Answers::of(kind).ends
 }
 
 fn has_ports(kind: v1::Kind) -> bool {
@@ -808,6 +844,59 @@ mod tests {
         assert!(family.contains(max + 1));
         assert_eq!(family.started.len(), FAMILY_MAX);
         assert_eq!(family.by_start.len(), FAMILY_MAX);
+    }
+
+    #[test]
+    fn ports_are_of_either_end_or_of_one() {
+        let end = |port| {
+            Some(v1::Endpoint {
+                port,
+                ..v1::Endpoint::default()
+            })
+        };
+        let event = v1::Event {
+            kind: v1::Kind::TcpConnect.into(),
+            detail: Some(Detail::TcpConnect(v1::TcpConnect {
+                local: end(40_000),
+                remote: end(443),
+                ..v1::TcpConnect::default()
+            })),
+            ..v1::Event::default()
+        };
+        let kinds = only(v1::Kind::TcpConnect);
+        // Either, local, remote; whether it matches.
+        let table: [(&[u32], &[u32], &[u32], bool); 8] = [
+            (&[443], &[], &[], true),
+            (&[1, 40_000], &[], &[], true),
+            (&[1], &[], &[], false),
+            (&[], &[40_000], &[], true),
+            (&[], &[443], &[], false),
+            (&[], &[], &[443, 80], true),
+            (&[], &[], &[40_000], false),
+            (&[443], &[40_000], &[443], true),
+        ];
+        for (ports, local_ports, remote_ports, expected) in table {
+            let filter = v1::Filter {
+                ports: ports.to_vec(),
+                local_ports: local_ports.to_vec(),
+                remote_ports: remote_ports.to_vec(),
+                ..v1::Filter::default()
+            };
+            assert_eq!(matches(&filter, kinds, &event), expected, "{filter:?}");
+        }
+        let wrong = v1::Filter {
+            remote_ports: vec![80, 65_536],
+            ..v1::Filter::default()
+        };
+        assert_eq!(
+            refused(&wrong, kinds),
+            "filter.remote_ports[1]: is 65536; ports are from 1 to 65535"
+        );
+        let drops = v1::Filter {
+            local_ports: vec![80],
+            ..v1::Filter::default()
+        };
+        assert!(refused(&drops, only(v1::Kind::DropCount)).contains("ask for the kinds of TCP"));
     }
 
     #[test]

@@ -7,6 +7,9 @@ use dinle_proto::v1;
 use super::Hub;
 use crate::filter::{Narrow, Request};
 
+/// Time between two reports on a session that goes on, for those who do not say.
+const SESSION_INTERVAL: Duration = Duration::from_secs(30);
+
 /// What is wanted of one cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Want {
@@ -29,7 +32,7 @@ pub struct Demand {
     pub moved: bool,
     /// What nobody asks for of each of the kinds.
     pub narrow: Vec<(v1::Kind, Narrow)>,
-    /// Shortest time between two reports on a session that somebody asks for.
+    /// Time between two reports on a session that goes on: the shortest that somebody asks for. `None`: nobody hears of sessions.
     pub interval: Option<Duration>,
 }
 
@@ -100,7 +103,10 @@ impl Hub {
                     None => demand.narrow.push((kind, own)),
                 }
             }
-            demand.interval = [demand.interval, *interval].into_iter().flatten().min();
+            if heard.contains(v1::Kind::TcpSession) {
+                let own = interval.unwrap_or(SESSION_INTERVAL);
+                demand.interval = Some(demand.interval.map_or(own, |other| other.min(own)));
+            }
         }
         // A pod that is watched on keeps its slot: what was counted there stays told to those who watch it.
         let mut next = Slots {

@@ -1,11 +1,18 @@
 //! Programs: for each hook the first way to attach that this kernel takes; loaded once, attached only while wanted.
 
 use std::{
-    collections::BTreeMap, fmt, io::Read as _, os::fd::AsRawFd as _, path::Path, str::FromStr,
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    io::{self, Read as _},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    path::Path,
+    str::FromStr,
 };
 
 use aya::{
     Btf, Ebpf,
+    maps::Map,
     programs::{
         Program, ProgramError, fentry::FEntryLink, fexit::FExitLink, kprobe::KProbeLink,
         raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink,
@@ -165,11 +172,20 @@ pub struct Programs {
     hooks: BTreeMap<String, Hook>,
     /// Iterators over the kernel's objects, loaded or with the reason why not.
     iterators: BTreeMap<String, Result<(), String>>,
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
 }
 
-/// What a program that runs over all objects of a type is named after: `iter__tcp`.
+/// What a program that runs over all objects of a type is named after: `iter__tcp`; over the elements of a map:
+/// `iter__bpf_map_elem__SOCKETS`.
 const ITERATOR: &str = "iter__";
+
+/// The type of what an iterator runs over, and the map if it is one's elements.
+fn iterated(name: &str) -> (&str, Option<&str>) {
+    match name.split_once("__") {
+        Some((target, map)) => (target, Some(map)),
+        None => (name, None),
+    }
+}
 
 impl Programs {
     /// Loads what the kinds need. With `every`, tries every way of every hook, to tell whether it would load.
@@ -232,9 +248,10 @@ impl Programs {
         *iterators = ebpf
             .programs_mut()
             .filter_map(|(name, program)| {
-                let target = name.strip_prefix(ITERATOR)?;
+                let name = name.strip_prefix(ITERATOR)?;
+                let (target, _) = iterated(name);
                 Some((
-                    target.to_owned(),
+                    name.to_owned(),
                     load(program, target, btf, true).map(|_| ()),
                 ))
             })
@@ -307,19 +324,34 @@ impl Programs {
         }
     }
 
-    /// Runs an iterator over all objects of its type. Returns what it wrote.
-    pub fn iterate(&mut self, target: &str) -> Result<Vec<u8>, String> {
-        match self.iterators.get(target) {
+    /// Runs an iterator over all objects of its type, or over the elements of its map. Returns what it wrote.
+    pub fn iterate(&mut self, name: &str) -> Result<Vec<u8>, String> {
+        let (target, map) = iterated(name);
+        match self.iterators.get(name) {
             Some(Ok(())) => {}
             Some(Err(reason)) => return Err(format!("iter/{target} cannot be loaded ({reason})")),
-            None => return Err(format!("this build has no program for iter/{target}")),
+            None => return Err(format!("this build has no program for iter/{name}")),
         }
-        let Some(Program::Iter(program)) = self.ebpf.program_mut(&format!("{ITERATOR}{target}"))
-        else {
-            return Err(format!("the object has no iterator {target}"));
-        };
         let failed =
             |error: &dyn std::error::Error| format!("iter/{target} failed ({})", causes(error));
+        let Self { ebpf, .. } = self;
+        if let Some(map) = map {
+            let program = ebpf.program(&format!("{ITERATOR}{name}"));
+            let fds = program
+                .and_then(|program| program.fd().ok())
+                .zip(map_fd(ebpf, map));
+            let Some((program, map)) = fds else {
+                return Err(format!("the object has no program or no map for {name}"));
+            };
+            let mut written = Vec::new();
+            elements(program.as_fd(), map)
+                .and_then(|mut file| file.read_to_end(&mut written))
+                .map_err(|error| failed(&error))?;
+            return Ok(written);
+        }
+        let Some(Program::Iter(program)) = ebpf.program_mut(&format!("{ITERATOR}{name}")) else {
+            return Err(format!("the object has no iterator {name}"));
+        };
         let id = program.attach().map_err(|error| failed(&error))?;
         let link = program.take_link(id).map_err(|error| failed(&error))?;
         let mut file = link.into_file().map_err(|error| failed(&error))?;
@@ -450,6 +482,53 @@ fn load(program: &mut Program, hook: &str, btf: &Btf, keep: bool) -> Result<u32,
         unloaded.map_err(|error| reason(&error))?;
     }
     Ok(verified.unwrap_or(0))
+}
+
+/// A map that hash or array programs share.
+fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
+    match ebpf.map(name)? {
+        Map::HashMap(map) | Map::Array(map) => Some(map.fd().as_fd()),
+        _ => None,
+    }
+}
+
+/// A file whose reading runs a program over the elements of a map, which aya does not offer.
+fn elements(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
+    // include/uapi/linux/bpf.h
+    const BPF_LINK_CREATE: libc::c_long = 28;
+    const BPF_ITER_CREATE: libc::c_long = 33;
+    const BPF_TRACE_ITER: u32 = 28;
+    let bpf = |command: libc::c_long, attr: &[u32; 8]| {
+        // SAFETY: the kernel reads as many bytes as `attr` has, and through the address in it those of `map`, which is a variable of
+        // the caller's.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made it, and nobody else has it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    };
+    // union bpf_iter_link_info
+    let over = map.as_raw_fd() as u32;
+    let address = std::ptr::from_ref(&over) as u64;
+    let link = bpf(
+        BPF_LINK_CREATE,
+        &[
+            program.as_raw_fd() as u32,
+            0,
+            BPF_TRACE_ITER,
+            0,
+            address as u32,
+            (address >> 32) as u32,
+            size_of_val(&over) as u32,
+            0,
+        ],
+    )?;
+    let file = bpf(
+        BPF_ITER_CREATE,
+        &[link.as_raw_fd() as u32, 0, 0, 0, 0, 0, 0, 0],
+    )?;
+    Ok(file.into())
 }
 
 fn attach(program: &mut Program, hook: &str) -> Result<Link, ProgramError> {

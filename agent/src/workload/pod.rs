@@ -1,6 +1,7 @@
 //! What the agent keeps of a pod: a small part of what the API server tells.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use dinle_proto::v1::{ContainerType, Owner};
 use k8s_openapi::api::core::v1 as k8s;
@@ -33,7 +34,12 @@ pub struct Pod {
     pub node: Option<String>,
     /// Containers of all three lists of its spec.
     pub containers: Vec<Container>,
+    /// Addresses that are its alone: none where it uses the node's, and none once it has ended, when others may have them.
+    pub addresses: Vec<IpAddr>,
 }
+
+/// Addresses of a pod: one of each family, and room for what may come.
+const MAX_ADDRESSES: usize = 4;
 
 /// A container of a pod.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -58,6 +64,7 @@ impl Pod {
         let labels: HashMap<_, _> = metadata.labels.unwrap_or_default().into_iter().collect();
         let spec = pod.spec.unwrap_or_default();
         let status = pod.status.unwrap_or_default();
+        let addresses = addresses(&spec, &status);
         let mut containers = Vec::new();
         containers.extend(join(
             ContainerType::Standard,
@@ -92,6 +99,7 @@ impl Pod {
             labels,
             node: spec.node_name.filter(|node| !node.is_empty()),
             containers,
+            addresses,
         })
     }
 
@@ -117,6 +125,19 @@ impl Pod {
             .chain(self.containers.iter().flat_map(|c| &c.id))
             .chain(self.containers.iter().flat_map(|c| &c.previous_id))
     }
+}
+
+fn addresses(spec: &k8s::PodSpec, status: &k8s::PodStatus) -> Vec<IpAddr> {
+    let ended = ["Succeeded", "Failed"].map(Some);
+    if spec.host_network == Some(true) || ended.contains(&status.phase.as_deref()) {
+        return Vec::new();
+    }
+    let listed = status.pod_ips.iter().flatten().map(|one| one.ip.as_str());
+    listed
+        .chain(status.pod_ip.as_deref())
+        .filter_map(|address| address.parse().ok())
+        .take(MAX_ADDRESSES)
+        .collect()
 }
 
 /// The containers of one list of the spec, with what the status says of them.

@@ -1,9 +1,10 @@
 //! Cgroups and pods, joined: what [`Index`](super::Index) guards with its lock. No I/O, and no clock of its own.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use dinle_proto::v1::{IdentityState, PodSource, Workload};
+use dinle_proto::v1::{IdentityState, PodSource, Workload, WorkloadName};
 use tokio::time::Instant;
 
 use super::cgroups::{self, Place};
@@ -27,6 +28,8 @@ pub(super) struct Table {
     pods: HashMap<String, Known>,
     /// Uids of pods by [`Pod::aliases`].
     aliases: HashMap<String, String>,
+    /// Uids of pods by [`Pod::addresses`].
+    addresses: HashMap<IpAddr, String>,
     /// Cgroups and pods for which there was no room.
     pub(super) refused: u64,
     /// Where pods come from; `pods` is counted when it is asked for.
@@ -59,6 +62,17 @@ impl Table {
 
     pub(super) fn get(&self, id: u64) -> Option<&Arc<Workload>> {
         self.cgroups.get(&id).map(|cgroup| &cgroup.workload)
+    }
+
+    pub(super) fn pod_of_address(&self, address: IpAddr) -> Option<WorkloadName> {
+        let Known { pod, .. } = self.pods.get(self.addresses.get(&address)?)?;
+        Some(WorkloadName {
+            node: self.node.clone(),
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            container: String::new(),
+            state: IdentityState::Pod.into(),
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -145,6 +159,7 @@ impl Table {
             .collect();
         for uid in deleted {
             self.drop_aliases(&uid);
+            self.drop_addresses(&uid);
             // Its cgroups keep what they know: a name is never taken back.
             self.pods.remove(&uid);
         }
@@ -197,13 +212,19 @@ impl Table {
             return false;
         }
         self.drop_aliases(&pod.uid);
+        let before = self.drop_addresses(&pod.uid);
+        for address in &pod.addresses {
+            // The next pod of an address is told before the end of the last, or after it: the news counts.
+            self.addresses.insert(*address, pod.uid.clone());
+        }
+        let moved = before != pod.addresses;
         let aliases: Vec<String> = pod.aliases().cloned().collect();
         for alias in &aliases {
             self.aliases.insert(alias.clone(), pod.uid.clone());
         }
         let uid = pod.uid.clone();
         self.pods.insert(uid.clone(), Known { pod, deleted: None });
-        let mut changed = self.refresh(&uid);
+        let mut changed = self.refresh(&uid) || moved;
         for alias in aliases {
             changed |= self.refresh(&alias);
         }
@@ -262,6 +283,21 @@ impl Table {
                 }
             }
         }
+    }
+
+    /// Returns those that the pod had.
+    fn drop_addresses(&mut self, uid: &str) -> Vec<IpAddr> {
+        let Self {
+            pods, addresses, ..
+        } = self;
+        let own = pods.get(uid).map(|known| known.pod.addresses.clone());
+        let own = own.unwrap_or_default();
+        for address in &own {
+            if addresses.get(address).is_some_and(|owner| owner == uid) {
+                addresses.remove(address);
+            }
+        }
+        own
     }
 
     fn pod(&self, key: &str) -> Option<&Pod> {

@@ -38,6 +38,7 @@ fn pod(uid: &str, name: &str, containers: Vec<Container>) -> Pod {
         }),
         node: Some("n1".to_owned()),
         containers,
+        addresses: Vec::new(),
     }
 }
 
@@ -169,6 +170,73 @@ fn a_pod_that_is_known_first_names_its_cgroups_at_once() {
         name(&index, APP),
         is(IdentityState::Container, "checkout-1", "app")
     );
+}
+
+#[test]
+fn an_address_names_the_pod_that_has_it() {
+    let index = Index::new("n1");
+    let address = |text: &str| -> IpAddr { text.parse().expect("an address") };
+    let (four, six) = (address("10.0.0.7"), address("fd00::7"));
+    let at = |uid: &str, name: &str, addresses: &[IpAddr]| Pod {
+        addresses: addresses.to_vec(),
+        ..pod(uid, name, Vec::new())
+    };
+    let owner = |address| index.pod_of_address(address).map(|name| name.pod);
+    let named = |name: &str| Some(name.to_owned());
+
+    assert_eq!(owner(four), None);
+    let old = at(UID, "old", &[four, six]);
+    assert!(is_news(&index, || index.pod_applied(old.clone())));
+    assert!(!is_news(&index, || index.pod_applied(old)));
+    let name = index.pod_of_address(four).expect("it is known");
+    assert_eq!(
+        (name.node.as_str(), name.namespace.as_str()),
+        ("n1", "shop")
+    );
+    assert_eq!((owner(four), owner(six)), (named("old"), named("old")));
+
+    // Who is deleted answers for a while, and not once another has the address.
+    index.pod_deleted(UID);
+    assert_eq!(owner(four), named("old"));
+    let new = at(OTHER_UID, "new", &[four]);
+    assert!(is_news(&index, || index.pod_applied(new)));
+    assert_eq!((owner(four), owner(six)), (named("new"), named("old")));
+    index.expire(Instant::now() + GRACE + Duration::from_secs(1));
+    assert_eq!((owner(four), owner(six)), (named("new"), None));
+
+    // One that has ended gives its addresses back.
+    assert!(is_news(&index, || index.pod_applied(at(
+        OTHER_UID,
+        "new",
+        &[]
+    ))));
+    assert_eq!(owner(four), None);
+}
+
+#[test]
+fn only_addresses_of_its_own_are_a_pods() {
+    let addresses = |host_network: bool, phase: &str| {
+        let told = serde_json::json!({
+            "metadata": {"uid": UID, "name": "web"},
+            "spec": {"containers": [], "hostNetwork": host_network},
+            "status": {
+                "phase": phase, "podIP": "10.0.0.7",
+                "podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}, {"ip": "nonsense"}]
+            }
+        });
+        let pod = serde_json::from_value(told).expect("a pod");
+        let pod = Pod::from_api(pod).expect("it has a uid");
+        pod.addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    let own = ["10.0.0.7", "fd00::7", "10.0.0.7"];
+    assert_eq!(addresses(false, "Running"), own);
+    assert_eq!(addresses(false, "Pending"), own);
+    assert_eq!(addresses(true, "Running"), [""; 0]);
+    assert_eq!(addresses(false, "Succeeded"), [""; 0]);
+    assert_eq!(addresses(false, "Failed"), [""; 0]);
 }
 
 #[test]

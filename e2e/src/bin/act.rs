@@ -2,6 +2,8 @@
 
 #[path = "act/file.rs"]
 mod file;
+#[path = "act/tcp.rs"]
+mod tcp;
 
 use std::{
     env,
@@ -40,6 +42,7 @@ const USAGE: &str = "act COMMAND
   bind FROM TO PROGRAM [ARG…]       execute that in a mount namespace in which FROM is also at TO
   overlay LOWER UPPER WORK MERGED PROGRAM [ARG…]  execute that in a mount namespace in which MERGED is an overlay
   orphan                            run a process that ends before the one that it runs; that one then runs `act exit 0`
+  tcp WHAT…                         make TCP connections: see act/tcp.rs
   any [ANYTHING…]                   end with 0";
 
 fn main() -> ExitCode {
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
     let done = match (command.to_string_lossy().as_ref(), &args[..]) {
         ("exit", [code, ..]) => exit(number(code)),
         ("any", _) => Ok(ExitCode::SUCCESS),
+        ("tcp", what) => tcp::run(what),
         ("sleep", [milliseconds]) => {
             thread::sleep(Duration::from_millis(number::<u64>(milliseconds)));
             Ok(ExitCode::SUCCESS)

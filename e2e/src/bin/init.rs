@@ -35,6 +35,7 @@ const DEPENDS_ON_THE_KERNEL: &[&str] = &[
     "file::",
     "fork::",
     "scope::",
+    "tcp::",
     "flags::a_check",
     "loss::a_ring",
 ];

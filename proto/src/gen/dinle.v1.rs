@@ -451,7 +451,8 @@ pub struct TcpSession {
     /// Since the handshake began. Unset if `began_before`.
     #[prost(message, optional, tag = "6")]
     pub duration: ::core::option::Option<::prost_types::Duration>,
-    /// The session was there before anyone listened; bytes count from its own beginning all the same.
+    /// The session was there before anyone listened, or began while more were open than the agent can remember; bytes count from its
+    /// own beginning all the same.
     #[prost(bool, tag = "7")]
     pub began_before: bool,
     /// The session goes on: this is a report on a long one.
@@ -482,7 +483,8 @@ pub struct TcpConnect {
     /// The peer's.
     #[prost(message, optional, tag = "2")]
     pub remote: ::core::option::Option<Endpoint>,
-    /// Why, as a number of errno(3): ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ENETUNREACH.
+    /// Why, as a number of errno(3): ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ENETUNREACH. 0: the process gave up first, or the kernel
+    /// does not say.
     #[prost(uint32, tag = "3")]
     pub error: u32,
     /// How long it took to fail. Unset where its beginning was not seen.
@@ -901,7 +903,7 @@ impl TcpState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum TcpDirection {
-    /// It was there before anyone listened.
+    /// Nobody knows: `began_before`.
     Unspecified = 0,
     /// The process called connect(2).
     Connect = 1,
@@ -1206,6 +1208,12 @@ pub struct Filter {
     /// Only sessions and requests that took at least so long. Only for KIND_TCP_SESSION and KIND_BLOCK_IO.
     #[prost(message, optional, tag = "11")]
     pub min_duration: ::core::option::Option<::prost_types::Duration>,
+    /// Ports of the pod's own end. Only for the kinds of TCP.
+    #[prost(uint32, repeated, tag = "12")]
+    pub local_ports: ::prost::alloc::vec::Vec<u32>,
+    /// Ports of the other end. Only for the kinds of TCP.
+    #[prost(uint32, repeated, tag = "13")]
+    pub remote_ports: ::prost::alloc::vec::Vec<u32>,
 }
 /// What one client wants to hear.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -12,6 +12,9 @@ fn request(line: &str) -> v1::SubscribeRequest {
         Command::Execsnoop(execsnoop) => execsnoop.request(),
         Command::Opensnoop(tool) => tool.request(),
         Command::Filesnoop(tool) => tool.request(),
+        Command::Tcplife(tool) => tool.request(),
+        Command::Tcpreset(tool) => tool.request(),
+        Command::Tcpretrans(tool) => tool.request(),
         other => panic!("{other:?} is not tested here"),
     }
 }
@@ -176,6 +179,56 @@ fn each_flag_fills_its_field() {
 }
 
 #[test]
+fn each_flag_of_the_tools_for_tcp_fills_its_field() {
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    let life = || v1::SubscribeRequest {
+        kinds: vec![v1::Kind::TcpSession.into(), v1::Kind::TcpConnect.into()],
+        ..default()
+    };
+    let table = [
+        ("tcplife", life()),
+        ("tcplife -x", only(v1::Kind::TcpConnect)),
+        (
+            "tcplife --min-duration 10s",
+            filtering(only(v1::Kind::TcpSession), |f| {
+                f.min_duration = seconds(10);
+            }),
+        ),
+        (
+            "tcplife --interval 5s",
+            v1::SubscribeRequest {
+                interval: seconds(5),
+                ..life()
+            },
+        ),
+        (
+            "tcplife -L 80,8080 -D 5432 --port 1 --uid 7",
+            filtering(life(), |f| {
+                f.local_ports = vec![80, 8080];
+                f.remote_ports = vec![5432];
+                f.ports = vec![1];
+                f.uids = vec![7];
+            }),
+        ),
+        ("tcpreset", only(v1::Kind::TcpReset)),
+        (
+            "tcpreset -L 80",
+            filtering(only(v1::Kind::TcpReset), |f| f.local_ports = vec![80]),
+        ),
+        ("tcpretrans", only(v1::Kind::TcpRetransmit)),
+        (
+            "tcpretrans --remote-port 443",
+            filtering(only(v1::Kind::TcpRetransmit), |f| {
+                f.remote_ports = vec![443];
+            }),
+        ),
+    ];
+    for (line, expected) in table {
+        assert_eq!(request(line), expected, "{line}");
+    }
+}
+
+#[test]
 fn arguments_that_cannot_be_are_refused() {
     let table = [
         ("watch -A -n shop", "cannot be used with"),
@@ -194,6 +247,8 @@ fn arguments_that_cannot_be_are_refused() {
         ("watch --address https://x", "only `http://` works"),
         ("execsnoop -x", "unexpected argument '-x'"),
         ("execsnoop --max-args 0", "0 would leave nothing"),
+        ("tcplife -x --min-duration 1s", "cannot be used with"),
+        ("tcplife -L 0", "0 is not in 1..=65535"),
         ("workloads -o wide", "invalid value 'wide'"),
     ];
     for (line, expected) in table {

@@ -7,7 +7,7 @@ use dinle_proto::v1::{self, event::Detail};
 use super::Common;
 use crate::client::{
     Screen,
-    args::{Processes, string_match},
+    args::{EventOutput, Processes, string_match},
     columns::{COMM, Column, KIND, PARENT, PID, PPID, Seen, UID, column},
     text::{self, NONE},
 };
@@ -266,8 +266,12 @@ impl Opensnoop {
         if extended_fields {
             columns.push(FLAGS);
         }
-        let wide = vec![PPID, PARENT, MODE, INODE, DEVICE];
-        common.run(request, columns, wide, PATH, screen).await
+        // The path may be long, and is last.
+        if common.output == EventOutput::Wide {
+            columns.extend([PPID, PARENT, MODE, INODE, DEVICE]);
+        }
+        columns.push(PATH);
+        common.run(request, columns, Vec::new(), screen).await
     }
 }
 
@@ -301,8 +305,11 @@ impl Filesnoop {
         } else {
             columns.extend([KIND, METHOD, FLAGS, ERR, SIZE]);
         }
-        let wide = vec![PPID, UID, INODE, DEVICE, FROM, ARGS];
-        common.run(request, columns, wide, PATH, screen).await
+        if common.output == EventOutput::Wide {
+            columns.extend([PPID, UID, INODE, DEVICE, FROM, ARGS]);
+        }
+        columns.push(PATH);
+        common.run(request, columns, Vec::new(), screen).await
     }
 }
 

@@ -1,0 +1,63 @@
+//! TCP sessions that the kernel half remembers: those that are open before anyone listens, and reports on those that go on.
+
+use std::time::Duration;
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, MapError},
+};
+use dinle_ebpf::tcp::Socket;
+
+use super::{Programs, causes};
+
+/// Lets aya pass a wire type by value.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct SocketPod(Socket);
+
+// SAFETY: `#[repr(C)]` integers without padding (zerocopy's derives check it), valid for any bytes.
+unsafe impl Pod for SocketPod {}
+
+impl Programs {
+    /// Forgets all sessions: nobody listens to any.
+    pub fn forget_sessions(&mut self) -> Result<(), String> {
+        let failed = |error: MapError| format!("SOCKETS cannot be emptied ({})", causes(&error));
+        let Some(map) = self.ebpf.map_mut("SOCKETS") else {
+            return Err("the object has no map SOCKETS".to_owned());
+        };
+        let mut sockets = HashMap::<_, u64, SocketPod>::try_from(map).map_err(failed)?;
+        let known: Vec<u64> = sockets.keys().filter_map(Result::ok).collect();
+        for key in known {
+            match sockets.remove(&key) {
+                // It may end at any moment.
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of the sessions in scope that are open already.
+    pub fn find_sessions(&mut self) -> Result<(), String> {
+        self.iterate("tcp")?;
+        self.iterate("bpf_map_elem__SHARE")?;
+        Ok(())
+    }
+
+    /// How long to wait between two reports on a session that goes on.
+    pub fn set_session_interval(&mut self, interval: Duration) -> Result<(), String> {
+        let failed =
+            |error: MapError| format!("SESSION_INTERVAL cannot be written ({})", causes(&error));
+        let Some(map) = self.ebpf.map_mut("SESSION_INTERVAL") else {
+            return Err("the object has no map SESSION_INTERVAL".to_owned());
+        };
+        let nanoseconds = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+        let mut map = Array::try_from(map).map_err(failed)?;
+        map.set(0, nanoseconds, 0).map_err(failed)
+    }
+
+    /// Makes the kernel half report on the sessions for which it is time.
+    pub fn report_sessions(&mut self) -> Result<(), String> {
+        self.iterate("bpf_map_elem__SOCKETS").map(|_| ())
+    }
+}
