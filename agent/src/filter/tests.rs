@@ -92,19 +92,19 @@ fn refusals_name_the_field_and_the_way_out() {
     let table = [
         (
             v1::SubscribeRequest::default(),
-            "kinds: is empty; name at least one of KIND_EXEC, KIND_EXIT, KIND_FORK",
+            "kinds: is empty; name at least one of KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_FILE_OPEN, KIND_FILE_DELETE, KIND_TCP_SESSION, KIND_TCP_CONNECT, KIND_TCP_RESET, KIND_TCP_RETRANSMIT, KIND_BLOCK_IO, KIND_BLOCK_LATENCY, KIND_DROP, KIND_DROP_COUNT",
         ),
         (
             kind(0),
-            "kinds[1]: is KIND_UNSPECIFIED; name one of KIND_EXEC, KIND_EXIT, KIND_FORK",
+            "kinds[1]: is KIND_UNSPECIFIED; name one of KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_FILE_OPEN, KIND_FILE_DELETE, KIND_TCP_SESSION, KIND_TCP_CONNECT, KIND_TCP_RESET, KIND_TCP_RETRANSMIT, KIND_BLOCK_IO, KIND_BLOCK_LATENCY, KIND_DROP, KIND_DROP_COUNT",
         ),
         (
             kind(77),
-            "kinds[1]: is 77, which this agent does not know; it knows KIND_EXEC, KIND_EXIT, KIND_FORK",
+            "kinds[1]: is 77, which this agent does not know; it knows KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_FILE_OPEN, KIND_FILE_DELETE, KIND_TCP_SESSION, KIND_TCP_CONNECT, KIND_TCP_RESET, KIND_TCP_RETRANSMIT, KIND_BLOCK_IO, KIND_BLOCK_LATENCY, KIND_DROP, KIND_DROP_COUNT",
         ),
         (
             kind(-1),
-            "kinds[1]: is -1, which this agent does not know; it knows KIND_EXEC, KIND_EXIT, KIND_FORK",
+            "kinds[1]: is -1, which this agent does not know; it knows KIND_EXEC, KIND_EXIT, KIND_FORK, KIND_FILE_OPEN, KIND_FILE_DELETE, KIND_TCP_SESSION, KIND_TCP_CONNECT, KIND_TCP_RESET, KIND_TCP_RETRANSMIT, KIND_BLOCK_IO, KIND_BLOCK_LATENCY, KIND_DROP, KIND_DROP_COUNT",
         ),
         (
             asked(&[v1::Kind::Exec; 65]),
