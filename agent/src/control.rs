@@ -393,6 +393,7 @@ fn without(hook: &str) -> &'static str {
         "tcp_v4_connect:return" | "tcp_v6_connect:return" => {
             "connects that fail at once, for lack of a route or a port, are not seen"
         }
+        "block_rq_merge" => "of what became part of another request, a note is kept in vain",
         _ => "something is not seen",
     }
 }
@@ -420,9 +421,11 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
         | Kind::TcpConnect
         | Kind::TcpReset
         | Kind::TcpRetransmit
-        | Kind::BlockIo
-        | Kind::BlockLatency
         | Kind::Drop
         | Kind::DropCount => &[],
+        Kind::BlockIo | Kind::BlockLatency => &[
+            "what is under way when listening begins, commands of drivers (as of smartctl), and the time that io.max holds something back are \
+             not seen; of disks that are made of others, as of dm, md and zram, what those others do is seen",
+        ],
     }
 }

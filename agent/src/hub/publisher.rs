@@ -248,6 +248,11 @@ impl Publisher {
         }
     }
 
+    /// Counts events of that kind that nobody can attribute to a pod, for all who hear it.
+    pub fn lose_everywhere(&self, kind: v1::Kind, stage: Stage, count: u64) {
+        self.hub.lose_everywhere(kind, stage, count);
+    }
+
     /// Counts a record of which nobody knows what it was: for everyone, as one event of each kind that they hear.
     pub fn lose_unread(&mut self) {
         let heard = self

@@ -30,6 +30,7 @@ const PATIENCE: &str = "5";
 /// what its verifier takes. The others test what is the same everywhere, and an emulated machine is slow.
 const KERNEL: &str = "kernel";
 const DEPENDS_ON_THE_KERNEL: &[&str] = &[
+    "block::",
     "exec::",
     "exit::",
     "file::",
