@@ -118,7 +118,7 @@ impl Pipeline {
                 router.context.clock.boot_unix_ns = boot_unix_ns();
                 losses(&mut counters, &mut router.publisher, &stats);
                 sums(&mut tables, &mut reader.cgroups, &mut router);
-                router.publisher.tell_sums();
+                router.publisher.tell_sums(Instant::now());
             }
             for id in finished {
                 router.publisher.finish(id, v1::EndReason::MaxEvents);
