@@ -68,8 +68,8 @@ pub struct FileOpen {
     pub reserved: u16,
 }
 
-/// A file's content went. Its tail holds the name as the process gave it, path components, innermost first, each with a NUL, for a
-/// rename the name that the other file had, and the beginning of the process's arguments, each with a NUL.
+/// A file's content went. Its tail holds the name as the process gave it, for a rename the name that the other file had, the beginning
+/// of the process's arguments, each with a NUL, and path components, innermost first, each with a NUL.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FileDelete {
@@ -89,12 +89,12 @@ pub struct FileDelete {
     pub how: u16,
     /// Bytes of the name in the tail.
     pub filename_len: u16,
-    /// Bytes of components in the tail.
-    pub path_len: u16,
     /// Bytes of the replacing file's name in the tail.
     pub source_len: u16,
     /// Bytes of arguments in the tail.
     pub args_len: u16,
+    /// Bytes of components in the tail.
+    pub path_len: u16,
     /// Set of [`flags`].
     pub flags: u16,
 }

@@ -88,8 +88,8 @@ kinds! {
     Fork = 3 on ["sched_process_fork"],
     /// An open of a file, failed ones too.
     FileOpen = 4 on
-        ["do_filp_open:return", "fd_install"] or
-        ["do_file_open:return", "fd_install"] or
+        ["do_filp_open", "do_filp_open:return", "fd_install"] or
+        ["do_file_open", "do_file_open:return", "fd_install"] or
         ["sys_exit"],
     /// A file's content went: unlinked, replaced by a rename, or truncated.
     FileDelete = 5 on

@@ -28,6 +28,8 @@ pub struct Options {
     pub names: Vec<String>,
     /// Test binaries that are built already, linked statically.
     pub binaries: Vec<PathBuf>,
+    /// Beginnings of the names of the tests to run in them; empty for those that depend on the kernel.
+    pub only: Vec<String>,
     /// Where kernels are kept.
     pub cache: PathBuf,
     /// Whether to look for newer kernels than the cache has.
@@ -48,6 +50,7 @@ pub fn run(options: &Options) -> Result<bool> {
         kernels,
         names,
         binaries,
+        only,
         cache,
         refresh,
         emulate,
@@ -69,7 +72,7 @@ pub fn run(options: &Options) -> Result<bool> {
         tests.push((name.to_string_lossy().into_owned(), binary.clone()));
     }
     let archive = logs.join("initramfs.cpio");
-    initramfs::pack(&programs, &tests, &archive)?;
+    initramfs::pack(&programs, &tests, only, &archive)?;
     let steps: Vec<String> = [SETUP, CHECK]
         .map(str::to_owned)
         .into_iter()

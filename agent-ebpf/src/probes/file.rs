@@ -64,6 +64,57 @@ const _: () = assert!(
         <= FRAME_MAX
 );
 
+/// What a system call was asked, or did. It is written to a map and read back, so that the verifier follows one state from there on, not one
+/// for each system call.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Asked {
+    name: u64,
+    source: u64,
+    flags: u64,
+    mode: u64,
+    inode: u64,
+    path: Path,
+    device: u32,
+    dfd: i32,
+    how: u32,
+    known: u32,
+}
+
+// SAFETY: its addresses are the kernel's; nobody follows them but through helpers that check.
+unsafe impl Sync for Asked {}
+
+#[map]
+static ASKED: PerCpuArray<Asked> = PerCpuArray::with_max_entries(1, 0);
+
+impl Asked {
+    const NOTHING: Self = Self {
+        name: 0,
+        source: 0,
+        flags: 0,
+        mode: 0,
+        inode: 0,
+        path: Path {
+            mnt: core::ptr::null(),
+            dentry: core::ptr::null(),
+        },
+        device: 0,
+        dfd: AT_FDCWD,
+        how: 0,
+        known: 0,
+    };
+
+    #[inline(always)]
+    fn forgotten(self) -> Option<Self> {
+        let asked = ASKED.get_ptr_mut(0)?;
+        // SAFETY: an element of a per-CPU array is valid, and no other program uses it.
+        unsafe {
+            asked.write_volatile(self);
+            Some(asked.read_volatile())
+        }
+    }
+}
+
 #[inline(always)]
 fn current() -> Ptr {
     // SAFETY: this helper has no preconditions.
@@ -212,7 +263,10 @@ fn tell_open(subject: Subject, scratch: &PerCpuArray<Scratch>, opened: Opened) {
             (*open).open_flags = open_flags;
             (*open).mode = mode;
             (*open).result = result;
-            let mut known = known | name.copy(&raw mut (*open).filename_len, tail);
+            // Gathered in the map: what the verifier does not follow multiplies no states.
+            let gathered = &raw mut (*open).flags;
+            gathered.write_volatile(known);
+            gather(gathered, name.copy(&raw mut (*open).filename_len, tail));
             let filename = stored::<FILENAME_MAX>(&raw mut (*open).filename_len);
             let path = if file.is_null() {
                 directory(task, dfd)
@@ -220,15 +274,24 @@ fn tell_open(subject: Subject, scratch: &PerCpuArray<Scratch>, opened: Opened) {
                 let (inode, device) = identity(read(file, offset!(file_inode)));
                 (*open).inode = inode;
                 (*open).device = device;
-                known |= flags::RESOLVED | flags::INODE_KNOWN;
+                gather(gathered, flags::RESOLVED | flags::INODE_KNOWN);
                 Path::of_file(file)
             };
             let len = &raw mut (*open).path_len;
-            known |= walk(path, task, len, tail.add(filename));
-            (*open).flags = known;
+            gather(gathered, walk(path, task, len, tail.add(filename)));
             filename + stored::<PATH_MAX>(len)
         }
     });
+}
+
+/// Adds flags.
+///
+/// # Safety
+/// `to` is valid.
+#[inline(always)]
+unsafe fn gather(to: *mut u16, flags: u16) {
+    // SAFETY: the caller's promise.
+    unsafe { to.write_volatile(to.read_volatile() | flags) };
 }
 
 /// Number and device of an inode.
@@ -282,14 +345,13 @@ fn tell_delete(subject: Subject, scratch: &PerCpuArray<Scratch>, deleted: Delete
             (*delete).inode = inode;
             (*delete).device = device;
             (*delete).size_before = size_before;
-            let mut known = known | name.copy(&raw mut (*delete).filename_len, tail);
+            let gathered = &raw mut (*delete).flags;
+            gathered.write_volatile(known);
+            gather(gathered, name.copy(&raw mut (*delete).filename_len, tail));
             let filename = stored::<FILENAME_MAX>(&raw mut (*delete).filename_len);
-            let len = &raw mut (*delete).path_len;
-            known |= walk(path, task, len, tail.add(filename));
-            let path = stored::<PATH_MAX>(len);
             let len = &raw mut (*delete).source_len;
             let size = SOURCE_MAX as u32 + 1;
-            let to = tail.add(filename + path);
+            let to = tail.add(filename);
             let copied = match source {
                 Name::User(address) => bpf_probe_read_user_str(to.cast(), size, address as Ptr),
                 Name::Kernel(address) => read_str(to, size, address) as i64,
@@ -300,10 +362,13 @@ fn tell_delete(subject: Subject, scratch: &PerCpuArray<Scratch>, deleted: Delete
             }
             let source = stored::<SOURCE_MAX>(len);
             let len = &raw mut (*delete).args_len;
-            let to = tail.add(filename + path + source);
-            (*delete).args_bytes = arguments::<ARGS_MAX>(task, len, to);
-            (*delete).flags = known;
-            filename + path + source + stored::<ARGS_MAX>(len)
+            (*delete).args_bytes = arguments::<ARGS_MAX>(task, len, tail.add(filename + source));
+            let args = stored::<ARGS_MAX>(len);
+            // Last, because the verifier goes on from each of its many ends.
+            let len = &raw mut (*delete).path_len;
+            let to = tail.add(filename + source + args);
+            gather(gathered, walk(path, task, len, to));
+            filename + source + args + stored::<PATH_MAX>(len)
         }
     });
 }
@@ -325,25 +390,63 @@ pub fn raw_tracepoint__sys_exit(ctx: RawTracePointContext) -> i32 {
 fn syscall_returned(regs: Ptr, result: i64) -> i32 {
     let number: u32 = read(regs, offset!(syscall_number));
     // Most calls are none of these: the first test of each is on numbers alone.
-    if number == syscall!(openat)
+    let opens = number == syscall!(openat)
         || number == syscall!(open)
         || number == syscall!(openat2)
-        || number == syscall!(creat)
-    {
-        open_returned(number, regs, result as i32)
-    } else if number == syscall!(unlink)
+        || number == syscall!(creat);
+    let deletes = number == syscall!(unlink)
         || number == syscall!(unlinkat)
         || number == syscall!(rmdir)
         || number == syscall!(rename)
         || number == syscall!(renameat)
         || number == syscall!(renameat2)
         || number == syscall!(truncate)
-        || number == syscall!(ftruncate)
-    {
-        delete_returned(number, regs, result as i32)
-    } else {
-        0
+        || number == syscall!(ftruncate);
+    if !opens && !deletes {
+        return 0;
     }
+    let result = result as i32;
+    let deleted = if opens {
+        open_returned(number, regs, result)
+    } else {
+        delete_returned(number, regs, result)
+    };
+    let (Some(deleted), Some(subject)) = (deleted, scope::current(Kind::FileDelete)) else {
+        return 0;
+    };
+    let Some(Asked {
+        name,
+        source,
+        inode,
+        path,
+        device,
+        how,
+        known,
+        ..
+    }) = deleted.forgotten()
+    else {
+        return 0;
+    };
+    let given = |address| match address {
+        0 => Name::None,
+        address => Name::User(address),
+    };
+    tell_delete(
+        subject,
+        &EXIT_SCRATCH,
+        Deleted {
+            how: how as u16,
+            name: given(name),
+            path,
+            result: if opens { 0 } else { result },
+            inode,
+            device,
+            size_before: 0,
+            source: given(source),
+            flags: known as u16,
+        },
+    );
+    0
 }
 
 /// In a system call of 32 bits the numbers mean other calls.
@@ -354,23 +457,21 @@ fn is_compat(task: Ptr) -> bool {
     read::<u32>(task, offset!(task_status)) & TS_COMPAT != 0
 }
 
+/// Tells of an open. Returns the deletion that it was, if it was one.
 #[inline(always)]
-fn open_returned(number: u32, regs: Ptr, result: i32) -> i32 {
+fn open_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
     let (open, delete) = (
         scope::current(Kind::FileOpen),
         scope::current(Kind::FileDelete),
     );
-    if open.is_none() && delete.is_none() {
-        return 0;
-    }
     let task = current();
-    if is_compat(task) {
-        return 0;
+    if open.is_none() && delete.is_none() || is_compat(task) {
+        return None;
     }
     let arg = |position| syscall_argument(regs, position);
     // `struct open_how` of include/uapi/linux/openat2.h begins with flags and mode, 64 bits each.
     let mut how = [0u64; 2];
-    let (dfd, name, open_flags, mode) = if number == syscall!(open) {
+    let (dfd, name, flags, mode) = if number == syscall!(open) {
         (AT_FDCWD, arg(0), arg(1), arg(2))
     } else if number == syscall!(creat) {
         // open(2): O_CREAT | O_WRONLY | O_TRUNC.
@@ -382,6 +483,20 @@ fn open_returned(number: u32, regs: Ptr, result: i32) -> i32 {
     } else {
         (arg(0) as i32, arg(1), arg(2), arg(3))
     };
+    let asked = Asked {
+        name,
+        flags,
+        mode,
+        dfd,
+        ..Asked::NOTHING
+    };
+    let Asked {
+        name,
+        flags: open_flags,
+        mode,
+        dfd,
+        ..
+    } = asked.forgotten()?;
     let open_flags = open_flags as u32;
     let file = if result >= 0 {
         file_of(task, result)
@@ -411,42 +526,34 @@ fn open_returned(number: u32, regs: Ptr, result: i32) -> i32 {
     }
     /// The open made the file: include/linux/fs.h.
     const FMODE_CREATED: u32 = 0x10_0000;
-    if let Some(subject) = delete
-        && open_flags & O_TRUNC != 0
-        && result >= 0
-        && read::<u32>(file, offset!(file_mode)) & FMODE_CREATED == 0
+    if open_flags & O_TRUNC == 0
+        || result < 0
+        || narrowed_delete(result)
+        || read::<u32>(file, offset!(file_mode)) & FMODE_CREATED != 0
     {
-        let (inode, device) = identity(read(file, offset!(file_inode)));
-        tell_delete(
-            subject,
-            &EXIT_SCRATCH,
-            Deleted {
-                how: FileDelete::OPEN_TRUNCATE,
-                name: Name::User(name),
-                path: Path::of_file(file),
-                result: 0,
-                inode,
-                device,
-                size_before: 0,
-                source: Name::None,
-                flags: flags::RESOLVED | flags::INODE_KNOWN,
-            },
-        );
+        return None;
     }
-    0
+    let (inode, device) = identity(read(file, offset!(file_inode)));
+    Some(Asked {
+        name,
+        inode,
+        path: Path::of_file(file),
+        device,
+        how: FileDelete::OPEN_TRUNCATE.into(),
+        known: (flags::RESOLVED | flags::INODE_KNOWN).into(),
+        ..Asked::NOTHING
+    })
 }
 
+/// The deletion that was asked for, if it was one.
 #[inline(always)]
-fn delete_returned(number: u32, regs: Ptr, result: i32) -> i32 {
-    let Some(subject) = scope::current(Kind::FileDelete) else {
-        return 0;
-    };
+fn delete_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
+    scope::current(Kind::FileDelete)?;
     let task = current();
     if is_compat(task) || narrowed_delete(result) {
-        return 0;
+        return None;
     }
     let arg = |position| syscall_argument(regs, position);
-    let (mut inode, mut device, mut known) = (0, 0, 0);
     let (how, dfd, name, source) = if number == syscall!(unlink) {
         (FileDelete::UNLINK, AT_FDCWD, arg(0), 0)
     } else if number == syscall!(rmdir) {
@@ -462,51 +569,40 @@ fn delete_returned(number: u32, regs: Ptr, result: i32) -> i32 {
         (FileDelete::RENAME, AT_FDCWD, arg(1), arg(0))
     } else if number == syscall!(truncate) {
         if arg(1) != 0 {
-            return 0;
+            return None;
         }
         (FileDelete::TRUNCATE, AT_FDCWD, arg(0), 0)
     } else if number == syscall!(ftruncate) {
         if arg(1) != 0 {
-            return 0;
+            return None;
         }
         (FileDelete::TRUNCATE, arg(0) as i32, 0, 0)
     } else {
         // renameat, renameat2: exchanged files both stay.
         if number == syscall!(renameat2) && arg(4) & RENAME_EXCHANGE != 0 {
-            return 0;
+            return None;
         }
         (FileDelete::RENAME, arg(2) as i32, arg(3), arg(1))
     };
-    let path = directory(task, dfd);
-    if number == syscall!(ftruncate) {
-        // No directory, but the file itself.
-        (inode, device) = identity(read(file_of(task, dfd), offset!(file_inode)));
-        known = flags::RESOLVED | flags::INODE_KNOWN;
+    let asked = Asked {
+        name,
+        source,
+        dfd,
+        how: how.into(),
+        path: directory(task, dfd),
+        ..Asked::NOTHING
+    };
+    if name != 0 {
+        return Some(asked);
     }
-    tell_delete(
-        subject,
-        &EXIT_SCRATCH,
-        Deleted {
-            how,
-            name: if name == 0 {
-                Name::None
-            } else {
-                Name::User(name)
-            },
-            path,
-            result,
-            inode,
-            device,
-            size_before: 0,
-            source: if source == 0 {
-                Name::None
-            } else {
-                Name::User(source)
-            },
-            flags: known,
-        },
-    );
-    0
+    // ftruncate: no directory, but the file itself.
+    let (inode, device) = identity(read(file_of(task, dfd), offset!(file_inode)));
+    Some(Asked {
+        inode,
+        device,
+        known: (flags::RESOLVED | flags::INODE_KNOWN).into(),
+        ..asked
+    })
 }
 
 /// Whether every listener would leave it out.

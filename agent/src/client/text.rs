@@ -100,6 +100,15 @@ pub(super) fn known(number: u64) -> String {
     }
 }
 
+/// A number that names something, or `-` for 0 where that means that it is not known.
+pub(super) fn known_plain(number: u64) -> String {
+    if number == 0 {
+        NONE.to_owned()
+    } else {
+        number.to_string()
+    }
+}
+
 /// The text, or `-` for none.
 pub(super) fn or_none(text: &str) -> &str {
     if text.is_empty() { NONE } else { text }
@@ -364,7 +373,21 @@ mod tests {
     fn every_kind_and_stage_has_a_name() {
         assert_eq!(
             all_kinds().map(kind_name).collect::<Vec<_>>(),
-            ["exec", "exit", "fork"]
+            [
+                "exec",
+                "exit",
+                "fork",
+                "file_open",
+                "file_delete",
+                "tcp_session",
+                "tcp_connect",
+                "tcp_reset",
+                "tcp_retransmit",
+                "block_io",
+                "block_latency",
+                "drop",
+                "drop_count"
+            ]
         );
         assert_eq!(kind(1), "exec");
         assert_eq!(kind(99), "kind-99");

@@ -46,17 +46,19 @@ impl Common {
         request(kinds, &self.selection, filter, &self.bounds, self.output)
     }
 
-    /// Asks, and prints in these columns; `wide` are added with `-o wide`.
+    /// Asks, and prints in these columns; `wide` are added with `-o wide`. `last` is the one that may be long.
     pub(super) async fn run(
         self,
         request: v1::SubscribeRequest,
         mut columns: Vec<Column>,
         wide: Vec<Column>,
+        last: Column,
         screen: &mut Screen<'_>,
     ) -> anyhow::Result<ExitCode> {
         if self.output == EventOutput::Wide {
             columns.extend(wide);
         }
+        columns.push(last);
         let table = EventTable::tool(columns, screen.terminal, !self.no_header);
         self.run_as(request, Format::Table(table), screen).await
     }

@@ -67,8 +67,8 @@ pub(super) fn delete(body: &[u8]) -> Result<Decoded, DecodeError> {
         args_len,
         flags: known,
     } = delete;
-    let lens = [filename_len, path_len, source_len, args_len];
-    let [filename, path, source, args] = parts::<FileDelete, 4>(tail, lens)?;
+    let lens = [filename_len, source_len, args_len, path_len];
+    let [filename, source, args, path] = parts::<FileDelete, 4>(tail, lens)?;
     let filename = text(filename);
     let (path, path_source) = path_of(path, &filename, known);
     let (device_major, device_minor) = device(dev);

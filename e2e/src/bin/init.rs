@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use dinle_e2e::vm::initramfs::{ACT, AGENT, TESTS};
+use dinle_e2e::vm::initramfs::{ACT, AGENT, ONLY, TESTS};
 use dinle_e2e::vm::report::{CHECK, SETUP, end_line, kernel_line, start_line};
 
 /// Kind of filesystem and where it goes, in an order in which each place is there.
@@ -55,6 +55,11 @@ fn main() {
             CHECK,
             || run(Command::new(AGENT).args(["agent", "--check"])),
         );
+        let only = fs::read_to_string(ONLY).unwrap_or_default();
+        let only: Vec<&str> = match only.lines().collect() {
+            none if Vec::is_empty(&none) => DEPENDS_ON_THE_KERNEL.to_vec(),
+            some => some,
+        };
         for test in tests() {
             let name = test
                 .file_name()
@@ -64,11 +69,7 @@ fn main() {
             step(&name, || {
                 run(Command::new(&test)
                     .arg("--test-threads=1")
-                    .args(if name == KERNEL {
-                        DEPENDS_ON_THE_KERNEL
-                    } else {
-                        &[]
-                    })
+                    .args(if name == KERNEL { &only[..] } else { &[] })
                     .env("RUST_BACKTRACE", "1")
                     .env("DINLE_BIN", AGENT)
                     .env("DINLE_ACT", ACT)

@@ -21,6 +21,7 @@ Runs the agent's check and tests on other kernels, in QEMU. KERNEL is 5.10, 6.1,
 Without one: 5.10, 6.12 and 7.x. Logs are in target/vm.
 
   --test PATH        run this test binary instead of the tests in e2e/tests; may be given again
+  --only PREFIX      run only tests whose names begin so, such as file::; may be given again
   --table FILE       write the table of programs to FILE, as markdown
   --allow-missing    a kernel that cannot be had is no failure
   --refresh          look for newer kernels than the cache has
@@ -47,6 +48,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>> {
         kernels: Vec::new(),
         names: Vec::new(),
         binaries: Vec::new(),
+        only: Vec::new(),
         cache: cache()?,
         refresh: false,
         emulate: false,
@@ -59,6 +61,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>> {
         match arg.as_str() {
             "--help" | "-h" => return Ok(None),
             "--test" => options.binaries.push(value()?.into()),
+            "--only" => options.only.push(value()?),
             "--table" => options.table = Some(value()?.into()),
             "--allow-missing" => options.allow_missing = true,
             "--refresh" => options.refresh = true,

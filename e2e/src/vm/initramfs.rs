@@ -16,6 +16,8 @@ pub const TESTS: &str = "/tests";
 pub const AGENT: &str = "/dinle";
 /// Where the tests' helper lies.
 pub const ACT: &str = "/act";
+/// Beginnings of the names of the tests to run, one a line; empty for those that depend on the kernel.
+pub const ONLY: &str = "/only";
 /// A machine without a distribution in one static binary.
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -81,7 +83,12 @@ fn executable(messages: &[Value], name: &str, test: bool) -> Result<PathBuf> {
 }
 
 /// Writes the initramfs `out`.
-pub fn pack(programs: &Programs, tests: &[(String, PathBuf)], out: &Path) -> Result<()> {
+pub fn pack(
+    programs: &Programs,
+    tests: &[(String, PathBuf)],
+    only: &[String],
+    out: &Path,
+) -> Result<()> {
     let Programs {
         agent,
         act,
@@ -102,6 +109,7 @@ pub fn pack(programs: &Programs, tests: &[(String, PathBuf)], out: &Path) -> Res
     archive.program(inside(AGENT), &small(agent)?)?;
     archive.program(inside(ACT), &small(act)?)?;
     archive.program(inside(BUSYBOX), &busybox)?;
+    archive.program(inside(ONLY), only.join("\n").as_bytes())?;
     archive.link("bin/sh", "busybox")?;
     for (name, path) in tests {
         archive.program(inside(&format!("{TESTS}/{name}")), &small(path)?)?;

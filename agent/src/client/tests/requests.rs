@@ -10,6 +10,8 @@ fn request(line: &str) -> v1::SubscribeRequest {
     match parse(&arguments).unwrap_or_else(|error| panic!("{line}: {error}")) {
         Command::Watch(watch) => watch.request(),
         Command::Execsnoop(execsnoop) => execsnoop.request(),
+        Command::Opensnoop(tool) => tool.request(),
+        Command::Filesnoop(tool) => tool.request(),
         other => panic!("{other:?} is not tested here"),
     }
 }
@@ -241,4 +243,26 @@ fn help_is_worth_reading() {
     for kind in text::all_kinds().map(text::kind_name) {
         assert!(kinds.contains(&kind), "{kind} is missing in: {kinds}");
     }
+}
+
+#[test]
+fn tools_for_files_ask_for_their_kinds_and_filters() {
+    assert_eq!(request("opensnoop"), only(v1::Kind::FileOpen));
+    assert_eq!(request("filesnoop --deleted"), only(v1::Kind::FileDelete));
+    let both = request("filesnoop");
+    assert_eq!(
+        both.kinds,
+        [v1::Kind::FileDelete.into(), v1::Kind::FileOpen.into()] as [i32; 2]
+    );
+    let asked = request("opensnoop -x --write --create --path /var/log/* --path /etc/passwd");
+    let filter = asked.filter.expect("a filter");
+    assert!(filter.failed && filter.write && filter.create);
+    let paths: Vec<_> = filter.path.into_iter().map(|path| path.pattern).collect();
+    assert_eq!(
+        paths,
+        [
+            Some(Pattern::Prefix("/var/log/".into())),
+            Some(Pattern::Exact("/etc/passwd".into()))
+        ]
+    );
 }

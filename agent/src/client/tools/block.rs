@@ -42,7 +42,7 @@ impl Biosnoop {
         let Self { processes, common } = self;
         let request = common.request(&[v1::Kind::BlockIo], processes.to_proto(false));
         common
-            .run(request, vec![PID, COMM], vec![PPID, UID], screen)
+            .run(request, vec![PID], vec![PPID, UID], COMM, screen)
             .await
     }
 }
@@ -59,7 +59,7 @@ impl Biolatency {
         let Self { common } = self;
         let request = common.request(&[v1::Kind::BlockLatency], v1::Filter::default());
         common
-            .run(request, vec![PID, COMM], vec![PPID, UID], screen)
+            .run(request, vec![PID], vec![PPID, UID], COMM, screen)
             .await
     }
 }

@@ -42,7 +42,7 @@ impl Pktdrop {
         let Self { common } = self;
         let request = common.request(&[v1::Kind::DropCount], v1::Filter::default());
         common
-            .run(request, vec![PID, COMM], vec![PPID, UID], screen)
+            .run(request, vec![PID], vec![PPID, UID], COMM, screen)
             .await
     }
 }

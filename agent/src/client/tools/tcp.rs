@@ -62,7 +62,7 @@ impl Tcplife {
             processes.to_proto(false),
         );
         common
-            .run(request, vec![PID, COMM], vec![PPID, UID], screen)
+            .run(request, vec![PID], vec![PPID, UID], COMM, screen)
             .await
     }
 }
@@ -81,7 +81,7 @@ impl Tcpreset {
         let Self { processes, common } = self;
         let request = common.request(&[v1::Kind::TcpReset], processes.to_proto(false));
         common
-            .run(request, vec![PID, COMM], vec![PPID, UID], screen)
+            .run(request, vec![PID], vec![PPID, UID], COMM, screen)
             .await
     }
 }
@@ -100,7 +100,7 @@ impl Tcpretrans {
         let Self { processes, common } = self;
         let request = common.request(&[v1::Kind::TcpRetransmit], processes.to_proto(false));
         common
-            .run(request, vec![PID, COMM], vec![PPID, UID], screen)
+            .run(request, vec![PID], vec![PPID, UID], COMM, screen)
             .await
     }
 }
