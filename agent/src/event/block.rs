@@ -95,6 +95,9 @@ fn operation(cmd_flags: u32) -> v1::BlockOperation {
         3 => v1::BlockOperation::Discard,
         5 => v1::BlockOperation::SecureErase,
         9 => v1::BlockOperation::WriteZeroes,
+        // Appending to a zone is 7, or 13 before 5.19, when 7 was to write the same to many sectors, which hardly anything ever asked for.
+        7 | 10..=19 => v1::BlockOperation::Zone,
+        32..=35 => v1::BlockOperation::Driver,
         _ => v1::BlockOperation::Unspecified,
     }
 }

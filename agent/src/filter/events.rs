@@ -26,6 +26,7 @@ pub struct Filter {
     create: bool,
     ports: Vec<u32>,
     min_duration: Option<Duration>,
+    disk: Vec<Pattern>,
 }
 
 /// What of a kind a filter leaves out in any case, so that nobody need tell it: `Narrow::default()` leaves out nothing.
@@ -85,6 +86,7 @@ impl Filter {
             create,
             ports,
             min_duration,
+            disk,
         } = filter.unwrap_or(&empty);
 
         // What is asked for, its field, who can answer, and why the others cannot.
@@ -138,6 +140,12 @@ impl Filter {
                 "does not tell how long something took; ask for KIND_TCP_SESSION and KIND_BLOCK_IO alone",
             ),
             (
+                !disk.is_empty(),
+                "filter.disk",
+                has_disk,
+                "is not about disks; ask for KIND_BLOCK_IO and KIND_BLOCK_LATENCY alone",
+            ),
+            (
                 !(comm.is_empty() && uids.is_empty() && pids.is_empty()),
                 "filter",
                 has_process,
@@ -184,6 +192,7 @@ impl Filter {
                 Some(span) => Some(parse_duration("filter.min_duration", span)?),
                 None => None,
             },
+            disk: parse_matches("filter.disk", disk)?,
         })
     }
 
@@ -222,6 +231,7 @@ impl Filter {
             create,
             ports,
             min_duration,
+            disk,
         } = self;
         let process = event.process.as_ref();
         // First, because `family` learns from it whatever the others say.
@@ -240,6 +250,7 @@ impl Filter {
             && (!create || facts.open_flags & O_CREAT != 0)
             && (ports.is_empty() || facts.ports.iter().any(|port| ports.contains(port)))
             && min_duration.is_none_or(|least| facts.took.is_some_and(|took| took >= least))
+            && (disk.is_empty() || disk.iter().any(|d| d.matches(facts.disk)))
     }
 }
 
@@ -258,6 +269,7 @@ struct Facts<'a> {
     open_flags: u32,
     ports: [u32; 2],
     took: Option<Duration>,
+    disk: &'a str,
 }
 
 impl<'a> Facts<'a> {
@@ -270,7 +282,11 @@ impl<'a> Facts<'a> {
         };
         // One arm for each kind: a new one does not compile until it says what it can be asked.
         match &event.detail {
-            None | Some(Detail::Fork(_) | Detail::BlockLatency(_)) => Self::default(),
+            None | Some(Detail::Fork(_)) => Self::default(),
+            Some(Detail::BlockLatency(latency)) => Self {
+                disk: &latency.disk,
+                ..Self::default()
+            },
             Some(Detail::Exec(exec)) => Self {
                 binary: &exec.filename,
                 ..Self::default()
@@ -312,6 +328,7 @@ impl<'a> Facts<'a> {
                 took: Some(
                     span(&io.queued).unwrap_or_default() + span(&io.device).unwrap_or_default(),
                 ),
+                disk: &io.disk,
                 ..Self::default()
             },
             Some(Detail::Drop(drop)) => Self {
@@ -335,6 +352,7 @@ struct Answers {
     open: bool,
     ports: bool,
     duration: bool,
+    disk: bool,
     process: bool,
 }
 
@@ -347,6 +365,7 @@ impl Answers {
         open: false,
         ports: false,
         duration: false,
+        disk: false,
         process: true,
     };
 
@@ -384,9 +403,11 @@ impl Answers {
             v1::Kind::BlockIo => Self {
                 error: true,
                 duration: true,
+                disk: true,
                 ..Self::NONE
             },
             v1::Kind::BlockLatency => Self {
+                disk: true,
                 process: false,
                 ..Self::NONE
             },
@@ -425,6 +446,10 @@ fn has_ports(kind: v1::Kind) -> bool {
 
 fn has_duration(kind: v1::Kind) -> bool {
     Answers::of(kind).duration
+}
+
+fn has_disk(kind: v1::Kind) -> bool {
+    Answers::of(kind).disk
 }
 
 fn has_process(kind: v1::Kind) -> bool {
@@ -860,6 +885,68 @@ mod tests {
         };
         assert!(
             refused(&bad_glob, only(v1::Kind::Exec)).starts_with("filter.binary[2].glob: `{x` ")
+        );
+    }
+
+    #[test]
+    fn requests_match_by_disk_time_and_failure() {
+        let event = |disk: &str, error, took| {
+            let detail = Detail::BlockIo(v1::BlockIo {
+                disk: disk.to_owned(),
+                error,
+                queued: Some(span(took / 4)),
+                device: Some(span(took - took / 4)),
+                ..Default::default()
+            });
+            v1::Event {
+                kind: v1::Kind::BlockIo.into(),
+                detail: Some(detail),
+                ..Default::default()
+            }
+        };
+        fn span(milliseconds: i32) -> prost_types::Duration {
+            prost_types::Duration {
+                seconds: 0,
+                nanos: milliseconds * 1_000_000,
+            }
+        }
+        let kinds = only(v1::Kind::BlockIo);
+        let disk = v1::Filter {
+            disk: vec![exact("sda"), prefix("nvme")],
+            ..Default::default()
+        };
+        for (name, expected) in [("sda", true), ("nvme1n1", true), ("sdab", false)] {
+            assert_eq!(
+                matches(&disk, kinds, &event(name, 0, 1)),
+                expected,
+                "{name}"
+            );
+        }
+        let failed = v1::Filter {
+            failed: true,
+            ..Default::default()
+        };
+        assert!(matches(&failed, kinds, &event("sda", 5, 1)));
+        assert!(!matches(&failed, kinds, &event("sda", 0, 1)));
+        let slow = v1::Filter {
+            min_duration: Some(span(100)),
+            ..Default::default()
+        };
+        assert!(matches(&slow, kinds, &event("sda", 0, 100)));
+        assert!(!matches(&slow, kinds, &event("sda", 0, 99)));
+
+        let latency = v1::Event {
+            kind: v1::Kind::BlockLatency.into(),
+            detail: Some(Detail::BlockLatency(v1::BlockLatency {
+                disk: "sdb".to_owned(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        assert!(!matches(&disk, only(v1::Kind::BlockLatency), &latency));
+        assert_eq!(
+            refused(&disk, both()),
+            "filter.disk: KIND_EXEC is not about disks; ask for KIND_BLOCK_IO and KIND_BLOCK_LATENCY alone"
         );
     }
 

@@ -12,6 +12,8 @@ fn request(line: &str) -> v1::SubscribeRequest {
         Command::Execsnoop(execsnoop) => execsnoop.request(),
         Command::Opensnoop(tool) => tool.request(),
         Command::Filesnoop(tool) => tool.request(),
+        Command::Biosnoop(tool) => tool.request(),
+        Command::Biolatency(tool) => tool.request(),
         other => panic!("{other:?} is not tested here"),
     }
 }
@@ -172,6 +174,56 @@ fn each_flag_fills_its_field() {
     ];
     for (line, expected) in table {
         assert_eq!(request(line), expected, "{line}");
+    }
+}
+
+#[test]
+fn tools_for_disks_fill_their_fields() {
+    let io = || only(v1::Kind::BlockIo);
+    let latency = || only(v1::Kind::BlockLatency);
+    let disks = || {
+        vec![
+            pattern(Pattern::Exact("vda".to_owned())),
+            pattern(Pattern::Prefix("nvme".to_owned())),
+        ]
+    };
+    let table = [
+        ("biosnoop", io()),
+        ("biosnoop -Q -o wide", io()),
+        (
+            "biosnoop -d vda --disk nvme* -x --min-ms 1.5 --comm dd",
+            filtering(io(), |f| {
+                f.disk = disks();
+                f.failed = true;
+                f.min_duration = Some(prost_types::Duration {
+                    seconds: 0,
+                    nanos: 1_500_000,
+                });
+                f.comm = vec![pattern(Pattern::Exact("dd".to_owned()))];
+            }),
+        ),
+        ("biolatency", latency()),
+        (
+            "biolatency -i 5s --cumulative -d vda -d nvme*",
+            v1::SubscribeRequest {
+                interval: Some(prost_types::Duration {
+                    seconds: 5,
+                    nanos: 0,
+                }),
+                ..filtering(latency(), |f| f.disk = disks())
+            },
+        ),
+    ];
+    for (line, expected) in table {
+        assert_eq!(request(line), expected, "{line}");
+    }
+    for (line, expected) in [
+        ("biosnoop --min-ms x", "no number of milliseconds"),
+        ("biolatency --cumulative", "--interval <TIME>"),
+    ] {
+        let arguments: Vec<_> = line.split(' ').collect();
+        let error = parse(&arguments).expect_err(line).to_string();
+        assert!(error.contains(expected), "{line}: {error}");
     }
 }
 

@@ -204,7 +204,10 @@ async fn a_slow_client_gets_fewer_snapshots_and_all_that_is_in_them() {
             *sums.entry(event.cgroup_id).or_default() += latency(event).buckets[7];
         }
         assert_eq!(sums.len() as u64, CGROUPS);
-        assert!(sums.values().all(|sum| *sum == u64::from(TURNS)), "{sums:?}");
+        assert!(
+            sums.values().all(|sum| *sum == u64::from(TURNS)),
+            "{sums:?}"
+        );
         let books = final_books(&messages);
         let rows = rows.count() as u64;
         assert_eq!((books.matched, books.delivered), (rows, rows));
