@@ -6,6 +6,7 @@
 use core::ptr::null;
 
 use aya_ebpf::{
+    EbpfContext,
     bindings::BPF_NOEXIST,
     helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns},
     macros::{btf_tracepoint, map, raw_tracepoint},
@@ -19,6 +20,7 @@ use dinle_ebpf::{
 };
 
 use crate::{
+    call::Call,
     emit,
     kernel::{Ptr, add, at, offset, read},
     scope,
@@ -28,60 +30,41 @@ use crate::{
 // include/trace/events/block.h: (struct bio *bio), before 5.11 (struct request_queue *q, struct bio *bio, int rw)
 #[btf_tracepoint(function = "block_getrq")]
 pub fn tp_btf__block_getrq(ctx: BtfTracePointContext) -> i32 {
-    let bio = if offset!(getrq_bio) == 1 {
-        ctx.arg(1)
-    } else {
-        ctx.arg(0)
-    };
-    made(bio, &raw const GETRQ_TP_BTF)
+    made(argument(&ctx, offset!(getrq_bio)), &raw const GETRQ_TP_BTF)
 }
 
 #[raw_tracepoint(tracepoint = "block_getrq")]
 pub fn raw_tracepoint__block_getrq(ctx: RawTracePointContext) -> i32 {
-    let bio = if offset!(getrq_bio) == 1 {
-        ctx.arg(1)
-    } else {
-        ctx.arg(0)
-    };
-    made(bio, &raw const GETRQ_RAW)
+    made(argument(&ctx, offset!(getrq_bio)), &raw const GETRQ_RAW)
 }
 
 // include/trace/events/block.h: (struct request *rq), before 5.11 (struct request_queue *q, struct request *rq)
 #[btf_tracepoint(function = "block_rq_issue")]
 pub fn tp_btf__block_rq_issue(ctx: BtfTracePointContext) -> i32 {
-    issued(if offset!(issue_rq) == 1 {
-        ctx.arg(1)
-    } else {
-        ctx.arg(0)
-    })
+    issued(argument(&ctx, offset!(issue_rq)))
 }
 
 #[raw_tracepoint(tracepoint = "block_rq_issue")]
 pub fn raw_tracepoint__block_rq_issue(ctx: RawTracePointContext) -> i32 {
-    issued(if offset!(issue_rq) == 1 {
-        ctx.arg(1)
-    } else {
-        ctx.arg(0)
-    })
+    issued(argument(&ctx, offset!(issue_rq)))
 }
 
 // The same arguments.
 #[btf_tracepoint(function = "block_rq_merge")]
 pub fn tp_btf__block_rq_merge(ctx: BtfTracePointContext) -> i32 {
-    merged(if offset!(merge_rq) == 1 {
-        ctx.arg(1)
-    } else {
-        ctx.arg(0)
-    })
+    merged(argument(&ctx, offset!(merge_rq)))
 }
 
 #[raw_tracepoint(tracepoint = "block_rq_merge")]
 pub fn raw_tracepoint__block_rq_merge(ctx: RawTracePointContext) -> i32 {
-    merged(if offset!(merge_rq) == 1 {
-        ctx.arg(1)
-    } else {
-        ctx.arg(0)
-    })
+    merged(argument(&ctx, offset!(merge_rq)))
+}
+
+/// An argument at a position that differs between kernels. Programs of both ways have them in a row; and only a helper may read from a place
+/// in it that the compiler does not know.
+#[inline(always)]
+fn argument(ctx: &impl EbpfContext, position: u32) -> Ptr {
+    Call::trampoline(ctx.as_ptr()).arg(position) as Ptr
 }
 
 // include/trace/events/block.h: (struct request *rq, blk_status_t error, unsigned int nr_bytes), before 5.16 `int error`

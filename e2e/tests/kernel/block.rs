@@ -3,10 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::{
-        fd::{AsRawFd as _, RawFd},
-        unix::fs::OpenOptionsExt as _,
-    },
+    os::fd::{AsRawFd as _, RawFd},
     path::PathBuf,
     process::Stdio,
     time::Duration,
@@ -635,15 +632,10 @@ fn what_is_written_back_is_the_pods_whoever_writes_it() {
         return;
     }
     let mut stream = lab.agent.subscribe(requests());
+    // Held open, since the last one who closes a disk writes to it what is left.
+    let other = File::open(&disk.path).unwrap();
     let (pid, _) = disk.act(&lab.app, "buffered", &["write", "23", "4096"]);
-    // Somebody else makes it go to the disk.
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(0)
-        .open(&disk.path)
-        .unwrap()
-        .sync_all()
-        .unwrap();
+    other.sync_all().unwrap();
     stream.through_exit(pid);
     let bytes = |stream: &Stream| {
         let all = disk.requests(stream);

@@ -14,6 +14,7 @@ fn request(line: &str) -> v1::SubscribeRequest {
         Command::Filesnoop(tool) => tool.request(),
         Command::Biosnoop(tool) => tool.request(),
         Command::Biolatency(tool) => tool.request(),
+        Command::Top(top) => top.request(),
         other => panic!("{other:?} is not tested here"),
     }
 }
@@ -225,6 +226,28 @@ fn tools_for_disks_fill_their_fields() {
         let error = parse(&arguments).expect_err(line).to_string();
         assert!(error.contains(expected), "{line}: {error}");
     }
+}
+
+#[test]
+fn rankings_ask_for_their_kinds_at_their_interval() {
+    let ranking = |kinds: &[v1::Kind], seconds| v1::SubscribeRequest {
+        kinds: kinds.iter().map(|kind| (*kind).into()).collect(),
+        interval: Some(prost_types::Duration { seconds, nanos: 0 }),
+        ..default()
+    };
+    let table = [
+        ("top disk", ranking(&[v1::Kind::BlockLatency], 1)),
+        ("top tcp -i 5s", ranking(&[v1::Kind::TcpSession], 5)),
+        (
+            "top files --sort failed/s --rows 3",
+            ranking(&[v1::Kind::FileOpen, v1::Kind::FileDelete], 1),
+        ),
+    ];
+    for (line, expected) in table {
+        assert_eq!(request(line), expected, "{line}");
+    }
+    let error = parse(&["top", "cpu"]).expect_err("no such ranking");
+    assert!(error.to_string().contains("invalid value 'cpu'"), "{error}");
 }
 
 #[test]
