@@ -475,10 +475,7 @@ mod tests {
             assert_eq!(letters(&io), expected, "{io:?}");
         }
         assert_eq!(io_summary(&io(Write)), "vda W 4.0K at 2048");
-        assert_eq!(
-            operation_name(v1::BlockOperation::WriteZeroes.into()),
-            "write_zeroes"
-        );
+        assert_eq!(operation_name(WriteZeroes.into()), "write_zeroes");
         assert_eq!(operation_name(0), "other");
         assert_eq!(operation_name(77), "operation-77");
     }
