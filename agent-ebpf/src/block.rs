@@ -26,9 +26,10 @@ pub struct BlockIo {
     pub bytes: u32,
     /// `dev_t` of the disk.
     pub device: u32,
-    /// Operation and flags of `struct request`: `cmd_flags`, `REQ_*` of include/linux/blk_types.h.
+    /// Operation and flags of the request's first bio: `bi_opf`, `REQ_*` of include/linux/blk_types.h. Of one that only writes out
+    /// the disk's cache the operation is `REQ_OP_FLUSH`.
     pub cmd_flags: u32,
-    /// 0, or the error number.
+    /// 0, a negative error number (before 5.16), or a `blk_status_t` of include/linux/blk_types.h.
     pub error: i32,
     /// How its pod is known: [`BlockIo::BY_BIO`] or [`BlockIo::BY_TASK`].
     pub attribution: u32,
@@ -47,12 +48,10 @@ impl BlockIo {
     pub const ISSUED: u32 = 1;
 }
 
-/// Latencies of one cgroup, disk and operation in an interval.
+/// Latencies of one cgroup, disk and operation in an interval. How many there were is the sum of the buckets.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct BlockLatency {
-    /// Requests.
-    pub count: u64,
     /// Bytes.
     pub bytes: u64,
     /// Nanoseconds in the device, all together.
@@ -69,7 +68,10 @@ pub struct BlockLatency {
     pub disk: [u8; DISK_NAME_LEN],
 }
 
-/// Requests that are added up at a time: entries of the map `BLOCK_LATENCY`.
+/// Requests that are under way at a time: entries of the map `BLOCK_REQUESTS`. A disk has queues of 32 to some 1000 requests.
+pub const REQUESTS_MAX: u32 = 8192;
+
+/// Sums that are kept at a time: entries of the map `BLOCK_LATENCY`. Enough for 200 containers with 3 operations on 3 disks each.
 pub const SUMS_MAX: u32 = 2048;
 
 /// What is added up apart.
@@ -88,14 +90,13 @@ pub struct BlockKey {
     pub disk: [u8; DISK_NAME_LEN],
 }
 
-/// One CPU's sums: as in [`BlockLatency`].
+/// The sums: as in [`BlockLatency`]. Shared by all CPUs: with one for each, machines with many CPUs would need tens of megabytes.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 #[expect(missing_docs, reason = "each is as in `BlockLatency`")]
 pub struct BlockSum {
-    pub count: u64,
     pub bytes: u64,
     pub device_ns: u64,
     pub queued_ns: u64,
@@ -105,7 +106,6 @@ pub struct BlockSum {
 impl BlockSum {
     fn with(self, other: Self, each: impl Fn(u64, u64) -> u64) -> Self {
         Self {
-            count: each(self.count, other.count),
             bytes: each(self.bytes, other.bytes),
             device_ns: each(self.device_ns, other.device_ns),
             queued_ns: each(self.queued_ns, other.queued_ns),

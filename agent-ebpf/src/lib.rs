@@ -108,10 +108,10 @@ kinds! {
         also ["inet_sock_set_state", "inet_csk_accept:return"],
     /// A segment that was sent again.
     TcpRetransmit = 9 on ["tcp_retransmit_skb"] also ["inet_sock_set_state", "inet_csk_accept:return"],
-    /// A request to a disk, when it is done.
-    BlockIo = 10 on ["block_getrq", "block_rq_issue", "block_rq_complete"],
+    /// A request to a disk, when it is done. The hooks are attached in this order: what is seen to begin is seen to end.
+    BlockIo = 10 on ["block_rq_complete", "block_rq_issue", "block_getrq"] also ["block_rq_merge"],
     /// Latencies of such requests, told in snapshots.
-    BlockLatency = 11 on ["block_getrq", "block_rq_issue", "block_rq_complete"],
+    BlockLatency = 11 on ["block_rq_complete", "block_rq_issue", "block_getrq"] also ["block_rq_merge"],
     /// A packet that was dropped.
     Drop = 12 on ["kfree_skb"],
     /// Counts of such packets, told in snapshots.

@@ -280,6 +280,56 @@ offsets! {
     accept_params = "params:inet_csk_accept";
     /// Parameters of `tcp_v4_connect`; `tcp_v6_connect` has the same.
     connect_params = "params:tcp_v4_connect";
+
+    // The sensor `block`.
+    /// The cgroups that a thread is in.
+    task_cgroups = "task_struct.cgroups";
+    /// The one of cgroup v2 among them.
+    css_set_dfl_cgrp = "css_set.dfl_cgrp";
+    /// A cgroup's depth: 0 for the root.
+    cgroup_level = "cgroup.level";
+    /// A cgroup's ancestors by their depth, itself included. Since 6.1.
+    cgroup_ancestors = "cgroup.ancestors";
+    /// Their ids. Before 6.1.
+    cgroup_ancestor_ids = "cgroup.ancestor_ids";
+    /// The cgroup of a subsystem state.
+    css_cgroup = "cgroup_subsys_state.cgroup";
+    /// Position of the bio: before 5.11 the queue comes first.
+    getrq_bio = "arg:block_getrq:bio";
+    /// Position of the request: before 5.11 the queue comes first.
+    issue_rq = "arg:block_rq_issue:rq";
+    /// The same.
+    merge_rq = "arg:block_rq_merge:rq";
+    /// A bio's operation and flags.
+    bio_opf = "bio.bi_opf";
+    /// The next bio of the same request.
+    bio_next = "bio.bi_next";
+    /// What a bio has to do with its cgroup and disk.
+    bio_blkg = "bio.bi_blkg";
+    /// The cgroup's state of the controller `io`.
+    blkg_blkcg = "blkcg_gq.blkcg";
+    /// Where a `struct cgroup_subsys_state` lies in that.
+    blkcg_css = "blkcg.css";
+    /// A request's first bio.
+    request_bio = "request.bio";
+    /// What of it is not done yet, in bytes.
+    request_data_len = "request.__data_len";
+    /// Where that begins.
+    request_sector = "request.__sector";
+    /// When it was made: not set where a disk counts no statistics.
+    request_start_time = "request.start_time_ns";
+    /// Its queue.
+    request_queue = "request.q";
+    /// Its disk. Before 5.17.
+    request_disk = "request.rq_disk";
+    /// A queue's disk. Since 5.17.
+    queue_disk = "request_queue.disk";
+    /// Number of a disk's driver.
+    disk_major = "gendisk.major";
+    /// Number of a disk at its driver.
+    disk_first_minor = "gendisk.first_minor";
+    /// Its name.
+    disk_name = "gendisk.disk_name";
 }
 
 /// Numbers of system calls, which differ between architectures; [`MISSING`] for those that an architecture does not have.

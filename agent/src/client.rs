@@ -11,6 +11,7 @@ mod stream;
 mod table;
 mod text;
 mod tools;
+mod top;
 mod watch;
 mod workloads;
 
@@ -23,6 +24,7 @@ pub use status::Status;
 pub use tools::{
     Biolatency, Biosnoop, Filesnoop, Opensnoop, Pktdrop, Tcplife, Tcpreset, Tcpretrans,
 };
+pub use top::Top;
 pub use watch::{Execsnoop, Watch};
 pub use workloads::Workloads;
 
@@ -62,6 +64,9 @@ pub enum Command {
     /// Print which packets the kernel drops, and why
     #[command(long_about = tools::drop::PKTDROP)]
     Pktdrop(Pktdrop),
+    /// Rank what pods do with disks, TCP sessions or files, anew at every interval
+    #[command(long_about = top::LONG_ABOUT)]
+    Top(Top),
     /// List who runs on the node: pods, containers, cgroups
     #[command(long_about = workloads::LONG_ABOUT)]
     Workloads(Workloads),
@@ -94,6 +99,7 @@ async fn run_on(command: Command, screen: &mut Screen<'_>) -> anyhow::Result<Exi
         Command::Biosnoop(tool) => tool.run(screen).await,
         Command::Biolatency(tool) => tool.run(screen).await,
         Command::Pktdrop(tool) => tool.run(screen).await,
+        Command::Top(top) => top.run(screen).await,
         Command::Workloads(workloads) => workloads.run(screen).await,
         Command::Status(status) => status.run(screen).await,
     };

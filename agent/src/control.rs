@@ -457,6 +457,7 @@ fn without(hook: &str) -> &'static str {
         "tcp_v4_connect" | "tcp_v4_connect:return" | "tcp_v6_connect" | "tcp_v6_connect:return" => {
             "connects that fail at once are not seen for lack of a route, and told without an error for lack of a port"
         }
+        "block_rq_merge" => "of what became part of another request, a note is kept in vain",
         _ => "something is not seen",
     }
 }
@@ -492,6 +493,10 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
             "resets without a socket of the pod are not seen: the answer to a connect to a closed port is, where it arrives",
         ],
         Kind::TcpRetransmit => &["SYN-ACKs that are sent again are not seen"],
-        Kind::BlockIo | Kind::BlockLatency | Kind::Drop | Kind::DropCount => &[],
+        Kind::BlockIo | Kind::BlockLatency => &[
+            "what is under way when listening begins, commands of drivers (as of smartctl), and the time that io.max holds something back are not seen",
+            "of disks that are made of others, as of dm, md and zram, what those others do is seen",
+        ],
+        Kind::Drop | Kind::DropCount => &[],
     }
 }

@@ -86,7 +86,8 @@ impl Pipeline {
             if router.publisher.is_stale() {
                 // What was lost until now is told to those who listened until now, and to nobody else.
                 losses(&mut counters, &mut router.publisher, &stats);
-                sums(&mut tables, &mut router);
+                sums(&mut tables, &mut reader.cgroups, &mut router);
+                pass_over(&mut tables, &router);
                 report(counters.begin(router.listeners_changed()));
             }
             router.workloads_changed();
@@ -116,8 +117,8 @@ impl Pipeline {
                 housekeeping = Instant::now();
                 router.context.clock.boot_unix_ns = boot_unix_ns();
                 losses(&mut counters, &mut router.publisher, &stats);
-                sums(&mut tables, &mut router);
-                router.publisher.tell_sums();
+                sums(&mut tables, &mut reader.cgroups, &mut router);
+                router.publisher.tell_sums(Instant::now());
             }
             for id in finished {
                 router.publisher.finish(id, v1::EndReason::MaxEvents);
@@ -261,7 +262,12 @@ impl Router {
                 }
                 let Some(workload) = identify(index, publisher, header.cgroup_id, header.slot)
                 else {
-                    return publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
+                    return if kind.is_snapshot() {
+                        // Its slot is not known either.
+                        publisher.lose_everywhere(proto_kind, Stage::Agent, 1)
+                    } else {
+                        publisher.lose(header.slot, proto_kind, Stage::Agent, 1)
+                    };
                 };
                 new.insert(Route::new(workload, publisher))
             }
@@ -342,11 +348,25 @@ fn undecodable(stats: &Stats, error: &event::DecodeError) {
 }
 
 /// Takes what the kernel added up since the last time the way of all frames.
-fn sums(tables: &mut Tables, router: &mut Router) {
+fn sums(tables: &mut Tables, cgroups: &mut Ring, router: &mut Router) {
     let now = boot_ns();
+    let index = router.index.clone();
+    let exists = |cgroup_id| index.get(cgroup_id).is_some();
     for &kind in Kind::ALL.iter().filter(|kind| kind.is_snapshot()) {
         if router.publisher.hears(event::proto_kind(kind)) {
-            report(tables.read(kind, now, |frame| router.frame(frame, || ())));
+            report(tables.read(kind, now, exists, |frame| {
+                router.frame(frame, || track(cgroups, &index));
+            }));
+        }
+    }
+}
+
+/// Passes over what was added up while nobody listened: whoever begins to listen now is told what happens from now on.
+fn pass_over(tables: &mut Tables, router: &Router) {
+    let exists = |cgroup_id| router.index.get(cgroup_id).is_some();
+    for &kind in Kind::ALL.iter().filter(|kind| kind.is_snapshot()) {
+        if !router.publisher.hears(event::proto_kind(kind)) {
+            report(tables.read(kind, 0, exists, |_| ()));
         }
     }
 }
@@ -391,7 +411,7 @@ mod tests {
     fn the_other_end_is_named_until_workloads_change() {
         let index = Index::new("n1");
         let mut peers = Peers::default();
-        let mut named = |peers: &mut Peers| {
+        let named = |peers: &mut Peers| {
             let end = |address: &str| {
                 Some(v1::Endpoint {
                     address: address.to_owned(),

@@ -100,7 +100,21 @@ pub fn run(options: &Options) -> Result<bool> {
         };
         eprintln!("{name}: booting {} ({accelerator:?})", image.display());
         let begin = Instant::now();
-        let end = qemu::run(&image, Some(&archive), &log, *limit, accelerator)?;
+        let own_archive = logs.join(format!("{name}.cpio"));
+        initramfs::with_modules(&archive, &kernels::modules(&image), &own_archive)?;
+        let disk = logs.join(format!("{name}.disk"));
+        qemu::make_disk(&disk)?;
+        let end = qemu::run(
+            &image,
+            Some(&own_archive),
+            Some(&disk),
+            &log,
+            *limit,
+            accelerator,
+        )?;
+        for file in [own_archive, disk] {
+            fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
         let told = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
         let boot = Boot::read(&String::from_utf8_lossy(&told), &steps, end);
         if boot.failed() > 0 {

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+#[path = "kernel/block.rs"]
+mod block;
 #[path = "kernel/exec.rs"]
 mod exec;
 #[path = "kernel/exit.rs"]

@@ -1,10 +1,16 @@
 //! A stream from its plan to its last books.
 
-use std::{collections::HashMap, future::Future, io, pin::pin, process::ExitCode, time::Duration};
+use std::{
+    collections::HashMap, future::Future, io, ops::ControlFlow, pin::pin, process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow};
 use dinle_proto::v1::{self, subscribe_response::Message};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, timeout_at},
+};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Status, transport::Uri};
 
@@ -15,6 +21,7 @@ use super::{
     connect::{HEARTBEAT, SILENCE_MAX, failure},
     json::Json,
     pages, text,
+    top::{self, Poke},
 };
 
 /// How long an interrupted client waits for whoever reads its output.
@@ -40,6 +47,11 @@ pub(super) trait Printer {
     /// All rows of a snapshot have been given.
     fn snapshot_end(&mut self, _: &v1::Snapshot, _: &mut dyn io::Write) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Something else happened. It may have enough.
+    fn poke(&mut self, _: Poke, _: &mut dyn io::Write) -> io::Result<ControlFlow<()>> {
+        Ok(ControlFlow::Continue(()))
     }
 
     /// The stream is over.
@@ -74,21 +86,31 @@ pub(super) enum Ending {
     Silence,
 }
 
-/// Prints messages until the stream is over.
+/// Prints messages until the stream is over. `pokes` are for the printer.
 pub(super) async fn follow(
     messages: impl Stream<Item = Result<v1::SubscribeResponse, Status>>,
     stop: impl Future<Output = ()>,
+    pokes: impl Stream<Item = Poke>,
     view: &mut View,
     screen: &mut Screen<'_>,
 ) -> anyhow::Result<Ending> {
     let mut messages = pin!(messages);
     let mut stop = pin!(stop);
+    let mut pokes = pin!(pokes);
+    let mut silent_at = Instant::now() + SILENCE_MAX;
     loop {
         let next = tokio::select! {
             biased;
             () = &mut stop => return Ok(Ending::Interrupted),
-            next = tokio::time::timeout(SILENCE_MAX, messages.next()) => next,
+            Some(poke) = pokes.next() => {
+                if let Some(ending) = view.poke(poke, screen)? {
+                    return Ok(ending);
+                }
+                continue;
+            }
+            next = timeout_at(silent_at, messages.next()) => next,
         };
+        silent_at = Instant::now() + SILENCE_MAX;
         let response = match next {
             Err(_) => return Ok(Ending::Silence),
             Ok(None) => return Ok(Ending::Unfinished),
@@ -181,6 +203,15 @@ impl View {
             }
         }
         Ok(None)
+    }
+
+    fn poke(&mut self, poke: Poke, screen: &mut Screen<'_>) -> anyhow::Result<Option<Ending>> {
+        let Format::Custom(printer) = &mut self.format else {
+            return Ok(None);
+        };
+        let flow = printer.poke(poke, screen.out)?;
+        screen.out.flush()?;
+        Ok(flow.is_break().then_some(Ending::Interrupted))
     }
 
     fn name(&mut self, workload: &v1::Workload) {
@@ -282,6 +313,7 @@ pub(super) fn interrupted() -> anyhow::Result<impl Future<Output = ()>> {
             _ = terminate.recv() => {}
             () = tokio::time::sleep(STUCK_MAX) => {}
         }
+        top::restore();
         eprintln!("ended without the books: nobody reads the output");
         std::process::exit(1);
     });

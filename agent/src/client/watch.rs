@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use dinle_proto::v1;
+use tokio_stream::Stream;
 use tonic::transport::Uri;
 
 use super::{
@@ -13,6 +14,7 @@ use super::{
     json::Json,
     pages,
     stream::{Format, View, follow, interrupted},
+    top::Poke,
 };
 
 pub(super) const LONG_ABOUT: &str = "\
@@ -249,6 +251,19 @@ pub(super) async fn listen(
     address: &Uri,
     screen: &mut Screen<'_>,
 ) -> anyhow::Result<ExitCode> {
+    let none = tokio_stream::pending();
+    listen_and(request, format, bounds, address, screen, none).await
+}
+
+/// The same, with `pokes` for the printer.
+pub(super) async fn listen_and(
+    request: v1::SubscribeRequest,
+    format: Format,
+    bounds: &Bounds,
+    address: &Uri,
+    screen: &mut Screen<'_>,
+    pokes: impl Stream<Item = Poke>,
+) -> anyhow::Result<ExitCode> {
     let mut client = connect(address).await?;
     if bounds.explain {
         let request = v1::ExplainRequest {
@@ -266,6 +281,6 @@ pub(super) async fn listen(
     let stop = interrupted()?;
     let messages = answer(address, client.subscribe(request)).await?;
     let mut view = View::new(format);
-    let ending = follow(messages, stop, &mut view, screen).await?;
+    let ending = follow(messages, stop, pokes, &mut view, screen).await?;
     view.finish(ending, address, screen)
 }

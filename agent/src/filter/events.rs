@@ -28,6 +28,7 @@ pub struct Filter {
     min_duration: Option<Duration>,
     local_ports: Vec<u32>,
     remote_ports: Vec<u32>,
+    disk: Vec<Pattern>,
 }
 
 /// What of a kind a filter leaves out in any case, so that nobody need tell it: `Narrow::default()` leaves out nothing.
@@ -89,6 +90,7 @@ impl Filter {
             min_duration,
             local_ports,
             remote_ports,
+            disk,
         } = filter.unwrap_or(&empty);
 
         // What is asked for, its field, who can answer, and why the others cannot.
@@ -154,6 +156,12 @@ impl Filter {
                 "does not tell how long something took; ask for KIND_TCP_SESSION and KIND_BLOCK_IO alone",
             ),
             (
+                !disk.is_empty(),
+                "filter.disk",
+                has_disk,
+                "is not about disks; ask for KIND_BLOCK_IO and KIND_BLOCK_LATENCY alone",
+            ),
+            (
                 !(comm.is_empty() && uids.is_empty() && pids.is_empty()),
                 "filter",
                 has_process,
@@ -194,6 +202,7 @@ impl Filter {
                 Some(span) => Some(parse_duration("filter.min_duration", span)?),
                 None => None,
             },
+            disk: parse_matches("filter.disk", disk)?,
         })
     }
 
@@ -234,6 +243,7 @@ impl Filter {
             min_duration,
             local_ports,
             remote_ports,
+            disk,
         } = self;
         let process = event.process.as_ref();
         // First, because `family` learns from it whatever the others say.
@@ -254,6 +264,7 @@ impl Filter {
             && (local_ports.is_empty() || local_ports.contains(&facts.ports[0]))
             && (remote_ports.is_empty() || remote_ports.contains(&facts.ports[1]))
             && min_duration.is_none_or(|least| facts.took.is_some_and(|took| took >= least))
+            && (disk.is_empty() || disk.iter().any(|d| d.matches(facts.disk)))
     }
 }
 
@@ -285,6 +296,7 @@ struct Facts<'a> {
     /// Of the pod's own end first, where it has one.
     ports: [u32; 2],
     took: Option<Duration>,
+    disk: &'a str,
 }
 
 impl<'a> Facts<'a> {
@@ -297,7 +309,11 @@ impl<'a> Facts<'a> {
         };
         // One arm for each kind: a new one does not compile until it says what it can be asked.
         match &event.detail {
-            None | Some(Detail::Fork(_) | Detail::BlockLatency(_)) => Self::default(),
+            None | Some(Detail::Fork(_)) => Self::default(),
+            Some(Detail::BlockLatency(latency)) => Self {
+                disk: &latency.disk,
+                ..Self::default()
+            },
             Some(Detail::Exec(exec)) => Self {
                 binary: &exec.filename,
                 ..Self::default()
@@ -339,6 +355,7 @@ impl<'a> Facts<'a> {
                 took: Some(
                     span(&io.queued).unwrap_or_default() + span(&io.device).unwrap_or_default(),
                 ),
+                disk: &io.disk,
                 ..Self::default()
             },
             Some(Detail::Drop(drop)) => Self {
@@ -364,6 +381,7 @@ struct Answers {
     /// Which of the ports is whose.
     ends: bool,
     duration: bool,
+    disk: bool,
     process: bool,
 }
 
@@ -377,6 +395,7 @@ impl Answers {
         ports: false,
         ends: false,
         duration: false,
+        disk: false,
         process: true,
     };
 
@@ -416,9 +435,11 @@ impl Answers {
             v1::Kind::BlockIo => Self {
                 error: true,
                 duration: true,
+                disk: true,
                 ..Self::NONE
             },
             v1::Kind::BlockLatency => Self {
+                disk: true,
                 process: false,
                 ..Self::NONE
             },
@@ -461,6 +482,10 @@ fn has_ports(kind: v1::Kind) -> bool {
 
 fn has_duration(kind: v1::Kind) -> bool {
     Answers::of(kind).duration
+}
+
+fn has_disk(kind: v1::Kind) -> bool {
+    Answers::of(kind).disk
 }
 
 fn has_process(kind: v1::Kind) -> bool {
@@ -949,6 +974,68 @@ mod tests {
         };
         assert!(
             refused(&bad_glob, only(v1::Kind::Exec)).starts_with("filter.binary[2].glob: `{x` ")
+        );
+    }
+
+    #[test]
+    fn requests_match_by_disk_time_and_failure() {
+        let event = |disk: &str, error, took| {
+            let detail = Detail::BlockIo(v1::BlockIo {
+                disk: disk.to_owned(),
+                error,
+                queued: Some(span(took / 4)),
+                device: Some(span(took - took / 4)),
+                ..Default::default()
+            });
+            v1::Event {
+                kind: v1::Kind::BlockIo.into(),
+                detail: Some(detail),
+                ..Default::default()
+            }
+        };
+        fn span(milliseconds: i32) -> prost_types::Duration {
+            prost_types::Duration {
+                seconds: 0,
+                nanos: milliseconds * 1_000_000,
+            }
+        }
+        let kinds = only(v1::Kind::BlockIo);
+        let disk = v1::Filter {
+            disk: vec![exact("sda"), prefix("nvme")],
+            ..Default::default()
+        };
+        for (name, expected) in [("sda", true), ("nvme1n1", true), ("sdab", false)] {
+            assert_eq!(
+                matches(&disk, kinds, &event(name, 0, 1)),
+                expected,
+                "{name}"
+            );
+        }
+        let failed = v1::Filter {
+            failed: true,
+            ..Default::default()
+        };
+        assert!(matches(&failed, kinds, &event("sda", 5, 1)));
+        assert!(!matches(&failed, kinds, &event("sda", 0, 1)));
+        let slow = v1::Filter {
+            min_duration: Some(span(100)),
+            ..Default::default()
+        };
+        assert!(matches(&slow, kinds, &event("sda", 0, 100)));
+        assert!(!matches(&slow, kinds, &event("sda", 0, 99)));
+
+        let latency = v1::Event {
+            kind: v1::Kind::BlockLatency.into(),
+            detail: Some(Detail::BlockLatency(v1::BlockLatency {
+                disk: "sdb".to_owned(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        assert!(!matches(&disk, only(v1::Kind::BlockLatency), &latency));
+        assert_eq!(
+            refused(&disk, both()),
+            "filter.disk: KIND_EXEC is not about disks; ask for KIND_BLOCK_IO and KIND_BLOCK_LATENCY alone"
         );
     }
 

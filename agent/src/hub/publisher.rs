@@ -196,7 +196,8 @@ impl Publisher {
 
     /// Keeps a row that the kernel added up for the next snapshots of those of `targets` whose filter it passes.
     pub fn add_up(&mut self, event: &v1::Event, workload: &Arc<v1::Workload>, targets: u64) {
-        for (place, voice) in self.voices.iter_mut().enumerate() {
+        let Self { voices, hub, .. } = self;
+        for (place, voice) in voices.iter_mut().enumerate() {
             let Some(voice) = voice.as_mut().filter(|_| targets & (1 << place) != 0) else {
                 continue;
             };
@@ -204,23 +205,27 @@ impl Publisher {
                 listener,
                 family,
                 sums,
+                done,
                 ..
             } = &mut **voice;
-            if listener.request.filter.matches(event, family) {
-                sums.add(event, workload);
+            if *done || !listener.request.filter.matches(event, family) {
+                continue;
+            }
+            if !sums.add(event, workload) {
+                listener.books.lose(event.kind(), Stage::ClientQueue, 1);
+                hub.0.totals.lost(event.kind(), Stage::ClientQueue, 1);
             }
         }
     }
 
     /// Sends the snapshots that are due.
-    pub fn tell_sums(&mut self) {
-        let now = Instant::now();
+    pub fn tell_sums(&mut self, now: Instant) {
         let Self {
             voices, finished, ..
         } = self;
         for voice in voices.iter_mut().flatten().filter(|voice| !voice.done) {
             if voice.sums.is_due(now) {
-                voice.tell_sums();
+                voice.tell_sums(now, Room::Limited);
                 if voice.done {
                     finished.push(voice.listener.id);
                 }
@@ -246,6 +251,11 @@ impl Publisher {
                 listener.books.lose(kind, stage, count);
             }
         }
+    }
+
+    /// Counts events of that kind that nobody can attribute to a pod, for all who hear it.
+    pub fn lose_everywhere(&self, kind: v1::Kind, stage: Stage, count: u64) {
+        self.hub.lose_everywhere(kind, stage, count);
     }
 
     /// Counts a record of which nobody knows what it was: for everyone, as one event of each kind that they hear.
@@ -296,7 +306,8 @@ impl Publisher {
         if let Some(voice) = voices.find(|voice| voice.listener.id == id) {
             voice.flush(hub);
             if !voice.done {
-                voice.tell_sums();
+                // There is no next one that could tell of it.
+                voice.tell_sums(Instant::now(), Room::Anyway);
             }
             voice.done = true;
             voice.listener.queue.end(reason);
@@ -304,9 +315,17 @@ impl Publisher {
     }
 }
 
+/// Whether the queue's limit holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Limited,
+    /// What must be told now or never, and is bounded otherwise.
+    Anyway,
+}
+
 impl Voice {
     /// Makes the stream know the workload. `false` if it must, and there is no room to tell it.
-    fn introduce(&mut self, workload: &Arc<v1::Workload>) -> bool {
+    fn introduce(&mut self, workload: &Arc<v1::Workload>, room: Room) -> bool {
         let Self {
             listener, known, ..
         } = self;
@@ -316,7 +335,14 @@ impl Voice {
             return true;
         }
         let news = before.map_or(by_reference, |before| **before != **workload);
-        if news && !listener.queue.update(update(workload)) && by_reference {
+        let told = |queue: &super::subscription::Queue| match room {
+            Room::Limited => queue.update(update(workload)),
+            Room::Anyway => {
+                queue.update_anyway(update(workload));
+                true
+            }
+        };
+        if news && !told(&listener.queue) && by_reference {
             return false;
         }
         known.insert(workload.cgroup_id, workload.clone());
@@ -331,7 +357,7 @@ impl Voice {
         name: &[u8],
         hub: &Hub,
     ) {
-        if !self.introduce(workload) {
+        if !self.introduce(workload, Room::Limited) {
             // An event by reference whose workload cannot be told is worth nothing, and the queue is full anyway.
             self.flush(hub);
             return self.lose(kind, hub);
@@ -371,11 +397,13 @@ impl Voice {
     }
 
     /// Sends a snapshot, if the stream asked for a kind that is told so. Where there is no room for it, the next one will tell of both.
-    fn tell_sums(&mut self) {
+    fn tell_sums(&mut self, now: Instant, room: Room) {
         let (start, rows) = self.sums.rows();
         let workloads: Vec<Arc<v1::Workload>> = rows.map(|row| row.workload.clone()).collect();
         if !self.listener.request.kinds.iter().any(is_snapshot)
-            || !workloads.iter().all(|workload| self.introduce(workload))
+            || !workloads
+                .iter()
+                .all(|workload| self.introduce(workload, room))
         {
             return;
         }
@@ -412,8 +440,11 @@ impl Voice {
             .map(|kind| (kind, counts[kind as usize % KINDS]))
             .filter(|&(_, count)| count > 0)
             .collect();
-        if !listener.queue.reserve_or_idle(bytes.len() as u64) {
-            return;
+        let size = bytes.len() as u64;
+        match room {
+            Room::Limited if !listener.queue.reserve_or_idle(size) => return,
+            Room::Limited => {}
+            Room::Anyway => listener.queue.take(size),
         }
         for &(kind, count) in &counts {
             listener.books.matched(kind, count);
@@ -422,7 +453,7 @@ impl Voice {
             bytes: bytes.into(),
             counts,
         });
-        sums.begin_next(end);
+        sums.begin_next(end, now);
         if let Some(remaining) = remaining {
             *remaining = remaining.saturating_sub(rows);
             *done = *remaining == 0;

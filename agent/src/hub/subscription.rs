@@ -61,14 +61,19 @@ impl Queue {
         if self.bytes.load(Ordering::Relaxed) + size > self.limit {
             return false;
         }
-        self.bytes.fetch_add(size, Ordering::Relaxed);
+        self.take(size);
         true
+    }
+
+    /// Takes room, whether there is or not.
+    pub(super) fn take(&self, size: u64) {
+        self.bytes.fetch_add(size, Ordering::Relaxed);
     }
 
     /// Takes room for what must go through some time, however large: when nothing waits, it may.
     pub(super) fn reserve_or_idle(&self, size: u64) -> bool {
         if self.bytes.load(Ordering::Relaxed) == 0 {
-            self.bytes.fetch_add(size, Ordering::Relaxed);
+            self.take(size);
             return true;
         }
         self.reserve(size)
@@ -93,6 +98,13 @@ impl Queue {
             self.send(Item::Update(message));
         }
         fits
+    }
+
+    /// The same of what must be told.
+    pub(super) fn update_anyway(&self, message: Message) {
+        let message = encoded(message);
+        self.take(message.0.len() as u64);
+        self.send(Item::Update(message));
     }
 
     pub(super) fn end(&self, reason: EndReason) {

@@ -12,6 +12,10 @@ use prost::Message as _;
 /// Between two snapshots, unless a stream asks for another time.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// Rows that are kept at most, at some 500 bytes each: twice what the kernel's tables hold. More come together only where cgroups come and
+/// go while a client asks for long intervals, or does not read.
+const ROWS_MAX: usize = 4096;
+
 /// One stream's.
 #[derive(Debug)]
 pub(super) struct Sums {
@@ -40,22 +44,29 @@ impl Sums {
         }
     }
 
-    /// Adds a row. Of an event that is none, nothing is kept.
-    pub(super) fn add(&mut self, event: &v1::Event, workload: &Arc<v1::Workload>) {
+    /// Adds a row; `false` if there is no room for another one. Of an event that is none, nothing is kept.
+    #[must_use]
+    pub(super) fn add(&mut self, event: &v1::Event, workload: &Arc<v1::Workload>) -> bool {
         let Some(subject) = event.detail.as_ref().and_then(subject) else {
-            return;
+            return true;
         };
+        let Self { rows, .. } = self;
         let key = (event.cgroup_id, subject);
-        match self.rows.get_mut(&key) {
-            Some(row) => merge(&mut row.event, event),
-            None => {
-                let row = Row {
-                    event: event.clone(),
-                    workload: workload.clone(),
-                };
-                self.rows.insert(key, row);
-            }
+        if let Some(row) = rows.get_mut(&key) {
+            merge(&mut row.event, event);
+            // More may be known of it by now.
+            row.workload = workload.clone();
+            return true;
         }
+        if rows.len() == ROWS_MAX {
+            return false;
+        }
+        let row = Row {
+            event: event.clone(),
+            workload: workload.clone(),
+        };
+        rows.insert(key, row);
+        true
     }
 
     /// Whether it is time for a snapshot.
@@ -68,8 +79,8 @@ impl Sums {
         (self.start, self.rows.values())
     }
 
-    /// It was told up to `end`.
-    pub(super) fn begin_next(&mut self, end: SystemTime) {
+    /// It was told up to `end`, which is `now`.
+    pub(super) fn begin_next(&mut self, end: SystemTime, now: Instant) {
         let Self {
             rows,
             start,
@@ -80,8 +91,8 @@ impl Sums {
         *start = end;
         // Without drift, unless a whole interval was missed.
         *due += *interval;
-        if *due <= Instant::now() {
-            *due = Instant::now() + *interval;
+        if *due <= now {
+            *due = now + *interval;
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The hub without a kernel: a publisher on one side, subscriptions on the other.
 
+mod sums;
+
 use std::{sync::Arc, time::Duration};
 
 use dinle_proto::v1::{self, EndReason, LossStage, subscribe_response::Message};

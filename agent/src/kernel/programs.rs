@@ -571,6 +571,7 @@ fn reason(error: &ProgramError) -> String {
                 && !line.starts_with("processed ")
                 && !line.starts_with("stack depth ")
                 && !line.starts_with("verification time")
+                && !line.starts_with("stack depth ")
         });
         return match (io_error.raw_os_error(), last) {
             (_, Some(last)) => format!("the verifier refuses it: {last} ({io_error})"),

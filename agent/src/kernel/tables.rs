@@ -1,10 +1,14 @@
 //! Tables in which the kernel adds up: read at an interval, told as the difference to the last reading.
 
-use std::{collections::HashMap, hash::Hash, ops::Sub};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    ops::{Add, Sub},
+};
 
 use aya::{
     Ebpf, Pod,
-    maps::{MapData, MapError, PerCpuHashMap},
+    maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuHashMap},
 };
 use dinle_ebpf::{
     BlockLatency, DropCount, Header, Kind, Payload,
@@ -32,11 +36,14 @@ unsafe impl Pod for Plain<DropSum> {}
 /// A row of a table: what is counted apart, and the sums.
 trait Row {
     type Key: Copy + Eq + Hash + 'static;
-    type Sum: Copy + PartialEq + Default + Sub<Output = Self::Sum> + 'static;
+    type Sum: Copy
+        + PartialEq
+        + Default
+        + Add<Output = Self::Sum>
+        + Sub<Output = Self::Sum>
+        + 'static;
     type Payload: Payload;
 
-    /// The same counted on two CPUs.
-    fn add(a: Self::Sum, b: Self::Sum) -> Self::Sum;
     fn cgroup_id(key: &Self::Key) -> u64;
     /// What a frame tells of it.
     fn payload(key: Self::Key, sum: Self::Sum) -> Self::Payload;
@@ -48,10 +55,6 @@ impl Row for Block {
     type Key = BlockKey;
     type Sum = BlockSum;
     type Payload = BlockLatency;
-
-    fn add(a: BlockSum, b: BlockSum) -> BlockSum {
-        a + b
-    }
 
     fn cgroup_id(key: &BlockKey) -> u64 {
         key.cgroup_id
@@ -65,14 +68,12 @@ impl Row for Block {
             disk,
         } = key;
         let BlockSum {
-            count,
             bytes,
             device_ns,
             queued_ns,
             buckets,
         } = sum;
         BlockLatency {
-            count,
             bytes,
             device_ns,
             queued_ns,
@@ -90,10 +91,6 @@ impl Row for Dropped {
     type Key = DropKey;
     type Sum = DropSum;
     type Payload = DropCount;
-
-    fn add(a: DropSum, b: DropSum) -> DropSum {
-        a + b
-    }
 
     fn cgroup_id(key: &DropKey) -> u64 {
         key.cgroup_id
@@ -123,12 +120,58 @@ impl Row for Dropped {
     }
 }
 
+/// How a table lies in the kernel.
+enum Rows<K: Pod, S: Pod> {
+    /// With a sum for each CPU.
+    PerCpu(PerCpuHashMap<MapData, K, S>),
+    /// With one sum, to which all CPUs add.
+    Shared(BpfHashMap<MapData, K, S>),
+}
+
+impl<K: Pod, S: Pod> Rows<K, S> {
+    fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, LoadError> {
+        let map = take_map(ebpf, name)?;
+        let rows = match map {
+            Map::HashMap(_) => BpfHashMap::try_from(map).map(Self::Shared),
+            _ => PerCpuHashMap::try_from(map).map(Self::PerCpu),
+        };
+        rows.map_err(|error| LoadError::Map { name, error })
+    }
+
+    /// Gives each row, with its sums.
+    fn each(&self, mut each: impl FnMut(K, &[S])) -> Result<(), MapError> {
+        match self {
+            Self::PerCpu(map) => map.iter().try_for_each(|row| {
+                let (key, sums) = row?;
+                each(key, &sums);
+                Ok(())
+            }),
+            Self::Shared(map) => map.iter().try_for_each(|row| {
+                let (key, sum) = row?;
+                each(key, &[sum]);
+                Ok(())
+            }),
+        }
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), MapError> {
+        let removed = match self {
+            Self::PerCpu(map) => map.remove(key),
+            Self::Shared(map) => map.remove(key),
+        };
+        match removed {
+            Err(MapError::KeyNotFound) => Ok(()),
+            other => other,
+        }
+    }
+}
+
 struct Table<R: Row>
 where
     Plain<R::Key>: Pod,
     Plain<R::Sum>: Pod,
 {
-    map: PerCpuHashMap<MapData, Plain<R::Key>, Plain<R::Sum>>,
+    rows: Rows<Plain<R::Key>, Plain<R::Sum>>,
     before: HashMap<R::Key, R::Sum>,
 }
 
@@ -138,25 +181,30 @@ where
     Plain<R::Sum>: Pod,
 {
     fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, LoadError> {
-        let map = PerCpuHashMap::try_from(take_map(ebpf, name)?)
-            .map_err(|error| LoadError::Map { name, error })?;
         Ok(Self {
-            map,
+            rows: Rows::take(ebpf, name)?,
             before: HashMap::new(),
         })
     }
 
-    /// Gives a frame of each row of which something was added since the last call.
-    fn read(&mut self, boot_ns: u64, mut each: impl FnMut(&[u8])) -> Result<(), MapError> {
-        let Self { map, before } = self;
-        for row in map.iter() {
-            let (Plain(key), values) = row?;
-            let sum = values
+    fn read(
+        &mut self,
+        boot_ns: u64,
+        exists: impl Fn(u64) -> bool,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<(), MapError> {
+        let Self { rows, before } = self;
+        let mut gone = Vec::new();
+        rows.each(|Plain(key), sums| {
+            let sum = sums
                 .iter()
-                .fold(R::Sum::default(), |sum, &Plain(one)| R::add(sum, one));
+                .fold(R::Sum::default(), |sum, &Plain(one)| sum + one);
             let old = before.insert(key, sum).unwrap_or_default();
             if sum == old {
-                continue;
+                if !exists(R::cgroup_id(&key)) {
+                    gone.push(key);
+                }
+                return;
             }
             let header = Header {
                 boot_ns,
@@ -166,23 +214,9 @@ where
                 reserved: 0,
             };
             each(&[header.as_bytes(), R::payload(key, sum - old).as_bytes()].concat());
-        }
-        Ok(())
-    }
-
-    /// Makes room: removes the rows of cgroups that are gone. To be called after they were read for the last time.
-    fn retain(&mut self, exists: &dyn Fn(u64) -> bool) -> Result<(), MapError> {
-        let Self { map, before } = self;
-        let gone: Vec<R::Key> = before
-            .keys()
-            .filter(|key| !exists(R::cgroup_id(key)))
-            .copied()
-            .collect();
+        })?;
         for key in gone {
-            match map.remove(&Plain(key)) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(error),
-            }
+            rows.remove(&Plain(key))?;
             before.remove(&key);
         }
         Ok(())
@@ -204,16 +238,17 @@ impl Tables {
     }
 
     /// Gives a frame for each row of that kind to which something was added since the last call. Kinds that are not told in snapshots
-    /// have none.
+    /// have none. Rows of cgroups that do not exist any more are removed once nothing is added to them.
     pub fn read(
         &mut self,
         kind: Kind,
         boot_ns: u64,
+        exists: impl Fn(u64) -> bool,
         each: impl FnMut(&[u8]),
     ) -> Result<(), MapError> {
         match kind {
-            Kind::BlockLatency => self.block.read(boot_ns, each),
-            Kind::DropCount => self.drop.read(boot_ns, each),
+            Kind::BlockLatency => self.block.read(boot_ns, exists, each),
+            Kind::DropCount => self.drop.read(boot_ns, exists, each),
             Kind::Exec
             | Kind::Exit
             | Kind::Fork
@@ -226,11 +261,5 @@ impl Tables {
             | Kind::BlockIo
             | Kind::Drop => Ok(()),
         }
-    }
-
-    /// Removes what was added up for cgroups that are gone.
-    pub fn retain(&mut self, exists: impl Fn(u64) -> bool) -> Result<(), MapError> {
-        self.block.retain(&exists)?;
-        self.drop.retain(&exists)
     }
 }

@@ -1,5 +1,7 @@
 //! Does one thing, as its arguments say. The tests of a kernel run it in place of programs that a machine may not have.
 
+#[path = "act/block.rs"]
+mod block;
 #[path = "act/file.rs"]
 mod file;
 #[path = "act/tcp.rs"]
@@ -38,6 +40,7 @@ const USAGE: &str = "act COMMAND
   newpid PROGRAM [ARG…]             run that as the first process of a PID namespace
   gate PROGRAM [ARG…]               run that, once standard input has ended
   copy FROM TO                      copy a file
+  block PATH HOW [OPERATION TIMES BYTES]…  input and output of a disk, and end with its error number; see act/block.rs
   file OPERATION ARG…               one system call on files, and end with its error number; see act/file.rs
   bind FROM TO PROGRAM [ARG…]       execute that in a mount namespace in which FROM is also at TO
   overlay LOWER UPPER WORK MERGED PROGRAM [ARG…]  execute that in a mount namespace in which MERGED is an overlay
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         ("gate", program) => io::stdin()
             .read_to_end(&mut Vec::new())
             .and_then(|_| run(program)),
+        ("block", words) => block::run(words),
         ("file", words) => file::run(words),
         ("bind", [from, to, program @ ..]) => file::bind(from, to).and_then(|()| execute(program)),
         ("overlay", [lower, upper, work, merged, program @ ..]) => {

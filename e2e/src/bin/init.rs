@@ -4,11 +4,11 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use dinle_e2e::vm::initramfs::{ACT, AGENT, ONLY, TESTS};
+use dinle_e2e::vm::initramfs::{ACT, AGENT, MODULES, ONLY, TESTS};
 use dinle_e2e::vm::report::{CHECK, SETUP, end_line, kernel_line, start_line};
 
 /// Kind of filesystem and where it goes, in an order in which each place is there.
@@ -30,6 +30,7 @@ const PATIENCE: &str = "5";
 /// what its verifier takes. The others test what is the same everywhere, and an emulated machine is slow.
 const KERNEL: &str = "kernel";
 const DEPENDS_ON_THE_KERNEL: &[&str] = &[
+    "block::",
     "exec::",
     "exit::",
     "file::",
@@ -39,6 +40,9 @@ const DEPENDS_ON_THE_KERNEL: &[&str] = &[
     "flags::a_check",
     "loss::a_ring",
 ];
+
+/// The machine's disk, whose content nobody needs.
+const DISK: &str = "/dev/vda";
 
 /// What a shell says of a program that cannot be run, and of one that a signal ended.
 const CANNOT_RUN: i32 = 127;
@@ -67,7 +71,11 @@ fn main() {
                 .to_string_lossy()
                 .into_owned();
             step(&name, || {
-                run(Command::new(&test)
+                let mut command = Command::new(&test);
+                if fs::exists(DISK)? {
+                    command.env("DINLE_DISK", DISK);
+                }
+                run(command
                     .arg("--test-threads=1")
                     .args(if name == KERNEL { &only[..] } else { &[] })
                     .env("RUST_BACKTRACE", "1")
@@ -100,7 +108,35 @@ fn set_up() -> Result<i32> {
         fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the release")?;
     println!("{}", kernel_line(release.trim()));
     loopback_up().context("cannot bring the interface lo up")?;
+    load_modules();
     run(Command::new("/bin/busybox").args(["--install", "-s", "/bin"]))
+}
+
+/// Without a disk's module, the tests of disks say that there is none.
+fn load_modules() {
+    for module in listed(MODULES) {
+        if let Err(error) = load_module(&module) {
+            println!("{} does not load: {error}", module.display());
+        }
+    }
+}
+
+fn load_module(module: &Path) -> io::Result<()> {
+    let file = fs::File::open(module)?;
+    // SAFETY: the descriptor is open and the string of parameters ends with a NUL.
+    let failed = unsafe {
+        libc::syscall(
+            libc::SYS_finit_module,
+            std::os::fd::AsRawFd::as_raw_fd(&file),
+            c"".as_ptr(),
+            0,
+        )
+    };
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn mount(kind: &str, place: &str) -> io::Result<()> {
@@ -146,12 +182,17 @@ fn loopback_up() -> io::Result<()> {
 
 /// Every test that was packed.
 fn tests() -> Vec<PathBuf> {
-    let entries = fs::read_dir(TESTS).into_iter().flatten();
-    let mut tests: Vec<PathBuf> = entries
+    listed(TESTS)
+}
+
+/// What is in a directory, by name.
+fn listed(directory: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    let mut paths: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .collect();
-    tests.sort_unstable();
-    tests
+    paths.sort_unstable();
+    paths
 }
 
 /// Runs a program and returns its exit status. Orphans are init's to bury, meanwhile.

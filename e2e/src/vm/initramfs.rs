@@ -10,6 +10,8 @@ use serde_json::Value;
 
 use super::cpio::Archive;
 
+/// Where modules lie in the machine. Their names begin with their number in the order in which they are loaded.
+pub const MODULES: &str = "/modules";
 /// Where the tests lie in the machine.
 pub const TESTS: &str = "/tests";
 /// Where the agent lies in the machine.
@@ -113,6 +115,27 @@ pub fn pack(
     archive.link("bin/sh", "busybox")?;
     for (name, path) in tests {
         archive.program(inside(&format!("{TESTS}/{name}")), &small(path)?)?;
+    }
+    archive
+        .finish()
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(())
+}
+
+/// Writes `out`: the initramfs `common` with the modules of one kernel behind it. The kernel unpacks archives that follow each other.
+pub fn with_modules(common: &Path, modules: &[PathBuf], out: &Path) -> Result<()> {
+    fs::copy(common, out).with_context(|| format!("cannot write {}", out.display()))?;
+    let file = File::options()
+        .append(true)
+        .open(out)
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    let mut archive = Archive::new(BufWriter::new(file));
+    archive.directory(inside(MODULES))?;
+    for (number, module) in modules.iter().enumerate() {
+        let bytes =
+            fs::read(module).with_context(|| format!("cannot read {}", module.display()))?;
+        let name = module.file_name().unwrap_or_default().to_string_lossy();
+        archive.program(inside(&format!("{MODULES}/{number}-{name}")), &bytes)?;
     }
     archive
         .finish()

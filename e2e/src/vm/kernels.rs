@@ -73,13 +73,40 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// How the kernel's image is called in a package and in the cache, before its release.
 const IMAGE: &str = "vmlinuz-";
 
+/// Modules that the machines' disks need, in the order in which they are loaded. What a kernel has built in, its package lacks.
+const MODULES: [&str; 7] = [
+    "virtio",
+    "virtio_ring",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "loop",
+];
+/// How their directory is called in the cache, before the release.
+const MODULES_OF: &str = "modules-";
+/// From 6.19 on they have a package of their own.
+const MODULES_PACKAGE: &str = "linux-modules-";
+
 impl Kernel {
     /// The kernel's image: the newest in `cache`, or else, or with `refresh`, the newest in the archive.
     pub fn image(&self, cache: &Path, refresh: bool) -> Result<PathBuf> {
         let cache = cache.join(self.name);
         fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
-        if refresh || newest_image(&cache)?.is_none() {
-            self.fetch(&cache)?;
+        let cached = newest_image(&cache)?;
+        let complete = cached
+            .as_ref()
+            .is_some_and(|image| modules_of(image).is_dir());
+        if (refresh || !complete)
+            && let Err(error) = self.fetch(&cache)
+        {
+            if refresh || cached.is_none() {
+                return Err(error);
+            }
+            eprintln!(
+                "{}: its modules cannot be had, so that it has no disk: {error:#}",
+                self.name
+            );
         }
         newest_image(&cache)?.with_context(|| format!("no {IMAGE}* in {}", cache.display()))
     }
@@ -98,7 +125,7 @@ impl Kernel {
         let mut refused = Vec::new();
         for Release { name, packages } in releases {
             let image = cache.join(format!("{IMAGE}{name}{FLAVOUR}"));
-            if image.exists() {
+            if image.exists() && modules_of(&image).is_dir() {
                 return Ok(());
             }
             for package in packages {
@@ -140,6 +167,20 @@ impl Kernel {
         }
         releases.into_values().rev().take(TRIES).collect()
     }
+}
+
+/// Where the modules of a kernel in the cache are.
+fn modules_of(image: &Path) -> PathBuf {
+    let name = image.file_name().unwrap_or_default().to_string_lossy();
+    let release = name.strip_prefix(IMAGE).unwrap_or(&name);
+    image.with_file_name(format!("{MODULES_OF}{release}"))
+}
+
+/// The modules of a kernel in the cache, in the order in which they are loaded. None if it has all built in, or they could not be had.
+pub fn modules(image: &Path) -> Vec<PathBuf> {
+    let directory = modules_of(image);
+    let files = MODULES.map(|name| directory.join(format!("{name}.ko")));
+    files.into_iter().filter(|file| file.exists()).collect()
 }
 
 /// Packages of one release, the best first.
@@ -238,38 +279,70 @@ impl Apt {
         )
     }
 
-    /// Puts the image of a package at `to`, whole or not at all.
+    /// Puts the image of a package at `to`, and its modules beside it: both or none.
     fn image(&self, package: &str, to: &Path) -> Result<()> {
-        self.run("apt-get", &["download", "--quiet", package])?;
         let root = self.state.path();
-        let file = fs::read_dir(root)?
+        let files = root.join("files");
+        if files.exists() {
+            fs::remove_dir_all(&files)?;
+        }
+        self.unpack(package, &files)?;
+        if let Some(release) = package.strip_prefix(BINARY) {
+            self.unpack(&format!("{MODULES_PACKAGE}{release}"), &files)?;
+        }
+        let image = find(&files, &|name| name.starts_with("vmlinuz"))?
+            .context("there is no kernel in it")?;
+        let modules = root.join("modules");
+        fs::create_dir_all(&modules)?;
+        for name in MODULES {
+            let (plain, small) = (format!("{name}.ko"), format!("{name}.ko.xz"));
+            if let Some(module) = find(&files, &|name| name == plain || name == small)? {
+                let copy = modules.join(module.file_name().unwrap_or_default());
+                fs::copy(&module, &copy)?;
+                if copy.extension() == Some(OsStr::new("xz")) {
+                    output(Command::new("xz").arg("-d").arg(&copy))?;
+                }
+            }
+        }
+        let place = modules_of(to);
+        if place.exists() {
+            fs::remove_dir_all(&place)?;
+        }
+        fs::rename(&modules, &place)
+            .with_context(|| format!("cannot move the modules to {}", place.display()))?;
+        fs::rename(&image, to).with_context(|| format!("cannot move the image to {}", to.display()))
+    }
+
+    /// Unpacks a package into a directory.
+    fn unpack(&self, package: &str, into: &Path) -> Result<()> {
+        self.run("apt-get", &["download", "--quiet", package])?;
+        let file = fs::read_dir(self.state.path())?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|path| path.extension() == Some(OsStr::new("deb")))
             .context("apt-get download left no package")?;
-        let files = root.join("files");
-        output(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&files))?;
+        output(Command::new("dpkg-deb").arg("-x").arg(&file).arg(into))?;
         fs::remove_file(&file)?;
-        let mut places = vec![files.join("boot")];
-        // Since 6.19, where its modules go.
-        let modules = fs::read_dir(files.join("usr/lib/modules"));
-        places.extend(
-            modules
-                .into_iter()
-                .flatten()
-                .filter_map(|entry| Some(entry.ok()?.path())),
-        );
-        let image = places
-            .iter()
-            .filter_map(|place| fs::read_dir(place).ok())
-            .flatten()
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| {
-                path.file_name()
-                    .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"))
-            })
-            .context("there is no kernel in it")?;
-        fs::rename(&image, to).with_context(|| format!("cannot move the image to {}", to.display()))
+        Ok(())
     }
+}
+
+/// A file below a directory whose name is wanted.
+fn find(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Option<PathBuf>> {
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        // Packages link `build` and `source` to what may not be there.
+        if entry.file_type()?.is_dir() {
+            if let Some(found) = find(&path, wanted)? {
+                return Ok(Some(found));
+            }
+        } else if entry.file_type()?.is_file() && entry.file_name().to_str().is_some_and(wanted) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 /// The system's own mirrors of Debian's archive and of its security updates.

@@ -51,17 +51,28 @@ pub fn installed() -> Result<()> {
 impl Accelerator {
     /// KVM where it works. `/dev/kvm` alone does not tell: in some virtual machines it is there, and guests hang or QEMU dies.
     pub fn best(kernel: &Path, log: &Path) -> Result<Self> {
-        Ok(match run(kernel, None, log, TRIAL, Self::Kvm)? {
+        Ok(match run(kernel, None, None, log, TRIAL, Self::Kvm)? {
             End::Panic => Self::Kvm,
             End::Off | End::Timeout => Self::Tcg,
         })
     }
 }
 
-/// Boots `kernel` with `initramfs`, and writes what it tells to `log`, within `limit`. Without an initramfs it panics.
+/// Bytes of a machine's disk. The file is sparse.
+const DISK_BYTES: u64 = 64 << 20;
+
+/// Makes an empty disk.
+pub fn make_disk(path: &Path) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    file.set_len(DISK_BYTES)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Boots `kernel` with `initramfs` and a disk, and writes what it tells to `log`, within `limit`. Without an initramfs it panics.
 pub fn run(
     kernel: &Path,
     initramfs: Option<&Path>,
+    disk: Option<&Path>,
     log: &Path,
     limit: Duration,
     accelerator: Accelerator,
@@ -98,6 +109,16 @@ pub fn run(
                     .into_iter()
                     .flat_map(|path| [OsStr::new("-initrd"), path.as_os_str()]),
             )
+            .args(disk.into_iter().flat_map(|path| {
+                // Nobody needs what is on it when the machine is off.
+                let file = format!(
+                    "file={},if=none,format=raw,cache=unsafe,id=disk",
+                    path.display()
+                );
+                ["-drive".to_owned(), file]
+                    .into_iter()
+                    .chain(["-device", "virtio-blk-pci,drive=disk"].map(str::to_owned))
+            }))
             .args(["-append", COMMAND_LINE])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -1214,6 +1214,9 @@ pub struct Filter {
     /// Ports of the other end. Only for the kinds of TCP.
     #[prost(uint32, repeated, tag = "13")]
     pub remote_ports: ::prost::alloc::vec::Vec<u32>,
+    /// Names of disks, such as `nvme0n1`. Only for KIND_BLOCK_IO and KIND_BLOCK_LATENCY.
+    #[prost(message, repeated, tag = "14")]
+    pub disk: ::prost::alloc::vec::Vec<StringMatch>,
 }
 /// What one client wants to hear.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1236,7 +1239,7 @@ pub struct SubscribeRequest {
     /// Time between two heartbeats. Unset: 2 s. At least 100 ms, at most 60 s.
     #[prost(message, optional, tag = "6")]
     pub heartbeat_interval: ::core::option::Option<::prost_types::Duration>,
-    /// End the stream after this many delivered events. Unset: no limit.
+    /// End the stream after this many delivered events. Unset: no limit. A Snapshot is never cut: its last one may bring more.
     #[prost(uint64, tag = "7")]
     pub max_events: u64,
     /// End the stream after this time. Unset: no limit.

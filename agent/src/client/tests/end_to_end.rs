@@ -503,9 +503,15 @@ async fn followed(
     };
     let table = EventTable::watch(&[v1::Kind::Exec], false, false, false);
     let mut view = View::new(Format::Table(table));
-    let ending: Ending = follow(messages, stop, &mut view, &mut screen)
-        .await
-        .expect("a Vec takes all");
+    let ending: Ending = follow(
+        messages,
+        stop,
+        tokio_stream::pending(),
+        &mut view,
+        &mut screen,
+    )
+    .await
+    .expect("a Vec takes all");
     let result = view.finish(ending, &Uri::from_static("http://node-1:4380"), &mut screen);
     Printed {
         out: String::from_utf8(out).expect("UTF-8"),

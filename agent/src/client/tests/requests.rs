@@ -15,6 +15,9 @@ fn request(line: &str) -> v1::SubscribeRequest {
         Command::Tcplife(tool) => tool.request(),
         Command::Tcpreset(tool) => tool.request(),
         Command::Tcpretrans(tool) => tool.request(),
+        Command::Biosnoop(tool) => tool.request(),
+        Command::Biolatency(tool) => tool.request(),
+        Command::Top(top) => top.request(),
         other => panic!("{other:?} is not tested here"),
     }
 }
@@ -320,4 +323,76 @@ fn tools_for_files_ask_for_their_kinds_and_filters() {
             Some(Pattern::Exact("/etc/passwd".into()))
         ]
     );
+}
+
+#[test]
+fn tools_for_disks_fill_their_fields() {
+    let io = || only(v1::Kind::BlockIo);
+    let latency = || only(v1::Kind::BlockLatency);
+    let disks = || {
+        vec![
+            pattern(Pattern::Exact("vda".to_owned())),
+            pattern(Pattern::Prefix("nvme".to_owned())),
+        ]
+    };
+    let table = [
+        ("biosnoop", io()),
+        ("biosnoop -Q -o wide", io()),
+        (
+            "biosnoop -d vda --disk nvme* -x --min-ms 1.5 --comm dd",
+            filtering(io(), |f| {
+                f.disk = disks();
+                f.failed = true;
+                f.min_duration = Some(prost_types::Duration {
+                    seconds: 0,
+                    nanos: 1_500_000,
+                });
+                f.comm = vec![pattern(Pattern::Exact("dd".to_owned()))];
+            }),
+        ),
+        ("biolatency", latency()),
+        (
+            "biolatency -i 5s --cumulative -d vda -d nvme*",
+            v1::SubscribeRequest {
+                interval: Some(prost_types::Duration {
+                    seconds: 5,
+                    nanos: 0,
+                }),
+                ..filtering(latency(), |f| f.disk = disks())
+            },
+        ),
+    ];
+    for (line, expected) in table {
+        assert_eq!(request(line), expected, "{line}");
+    }
+    for (line, expected) in [
+        ("biosnoop --min-ms x", "no number of milliseconds"),
+        ("biolatency --cumulative", "--interval <TIME>"),
+    ] {
+        let arguments: Vec<_> = line.split(' ').collect();
+        let error = parse(&arguments).expect_err(line).to_string();
+        assert!(error.contains(expected), "{line}: {error}");
+    }
+}
+
+#[test]
+fn rankings_ask_for_their_kinds_at_their_interval() {
+    let ranking = |kinds: &[v1::Kind], seconds| v1::SubscribeRequest {
+        kinds: kinds.iter().map(|kind| (*kind).into()).collect(),
+        interval: Some(prost_types::Duration { seconds, nanos: 0 }),
+        ..default()
+    };
+    let table = [
+        ("top disk", ranking(&[v1::Kind::BlockLatency], 1)),
+        ("top tcp -i 5s", ranking(&[v1::Kind::TcpSession], 5)),
+        (
+            "top files --sort failed/s --rows 3",
+            ranking(&[v1::Kind::FileOpen, v1::Kind::FileDelete], 1),
+        ),
+    ];
+    for (line, expected) in table {
+        assert_eq!(request(line), expected, "{line}");
+    }
+    let error = parse(&["top", "cpu"]).expect_err("no such ranking");
+    assert!(error.to_string().contains("invalid value 'cpu'"), "{error}");
 }
