@@ -2,13 +2,15 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io::{BufRead as _, BufReader},
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, LazyLock, atomic::Ordering},
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
-use dinle_ebpf::{Kind, Narrowing, SLOTS};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use dinle_ebpf::{Kind, Narrowing, SLOTS, drop::NETNS_MAX};
 use dinle_proto::v1;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -16,16 +18,41 @@ use tokio::{
 };
 
 use crate::{
-    event::proto_kind,
+    event::{Symbols, proto_kind},
     filter::Narrow,
     hub::{Hub, Stage},
-    kernel::{HookStatus, Narrowings, Programs, Scope, Wanted, WayStatus},
+    kernel::{HookStatus, Namespaces, Narrowings, Programs, Scope, Wanted, WayStatus},
     pipeline::Stats,
     workload::Index,
 };
 
 /// How often skipped runs are read, lingering programs detached and forgotten workloads dropped.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Kinds that know pods by their network namespaces.
+const BY_NAMESPACE: u64 = Kind::Drop.bit() | Kind::DropCount.bit();
+
+/// Where the kernel shows its functions.
+const KALLSYMS: &str = "/proc/kallsyms";
+
+/// When to look at the network namespaces of all tasks. Most are learnt when a program starts; a process can enter another one later.
+/// It costs some 0.2 µs a task.
+#[derive(Debug, Default)]
+struct Look {
+    wanted: bool,
+    /// In ticks.
+    since_change: u32,
+}
+
+impl Look {
+    /// Whether to do it at this tick: each time while pods come and go, and seldom afterwards.
+    fn is_due(&mut self) -> bool {
+        const OFTEN: u32 = 30;
+        const SELDOM: u32 = 5;
+        self.since_change = self.since_change.saturating_add(1);
+        self.wanted && (self.since_change <= OFTEN || self.since_change.is_multiple_of(SELDOM))
+    }
+}
 
 /// What the kernel half looks like to the outside.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +77,10 @@ pub struct Control {
     pub scope: Scope,
     /// What of it the kernel leaves out.
     pub narrowing: Narrowings,
+    /// Whose the network namespaces are.
+    pub namespaces: Namespaces,
+    /// Names of places in the kernel's code, while somebody asks for them.
+    pub symbols: Arc<ArcSwapOption<Symbols>>,
     /// What the reader tells.
     pub stats: Arc<Stats>,
     /// What others see of all this.
@@ -91,27 +122,28 @@ impl Control {
         let mut lingering: HashMap<&'static str, Instant> = HashMap::new();
         let mut skipped: HashMap<String, u64> = HashMap::new();
         let mut scope_full = 0;
+        let mut look = Look::default();
         loop {
             tokio::select! {
                 asked = self.settle.recv() => {
                     let Some(done) = asked else { return };
-                    self.reconcile(&mut lingering).await;
+                    self.reconcile(&mut lingering, &mut look).await;
                     // Children that were made before their parent came into scope are in the tracker's ring by now.
                     let epoch = self.index.epoch();
                     self.hub.sync().await;
                     if self.index.epoch() != epoch {
-                        self.reconcile(&mut lingering).await;
+                        self.reconcile(&mut lingering, &mut look).await;
                     }
                     // Whoever asked may have left.
                     _ = done.send(());
                 }
                 changed = listeners.changed() => {
                     if changed.is_err() { return }
-                    self.reconcile(&mut lingering).await;
+                    self.reconcile(&mut lingering, &mut look).await;
                 }
                 changed = workloads.changed() => {
                     if changed.is_err() { return }
-                    self.reconcile(&mut lingering).await;
+                    self.reconcile(&mut lingering, &mut look).await;
                 }
                 _ = ticks.tick() => {
                     self.index.expire(Instant::now());
@@ -121,7 +153,10 @@ impl Control {
                     // Cgroups that found no room may find some now, and streams are told.
                     let missed = self.stats.scope_full.load(Ordering::Relaxed);
                     if std::mem::replace(&mut scope_full, missed) != missed {
-                        self.reconcile(&mut lingering).await;
+                        self.reconcile(&mut lingering, &mut look).await;
+                    }
+                    if look.is_due() && let Err(error) = self.look_at_namespaces() {
+                        tracing::debug!(error, "network namespaces are learnt only from what happens");
                     }
                     self.tell_skipped(&mut skipped);
                     self.detach_lingering(&mut lingering);
@@ -132,7 +167,11 @@ impl Control {
     }
 
     /// Brings the kernel in line with demand: first what attaches, then what is in scope, so that nothing is in scope unheard.
-    async fn reconcile(&mut self, lingering: &mut HashMap<&'static str, Instant>) {
+    async fn reconcile(
+        &mut self,
+        lingering: &mut HashMap<&'static str, Instant>,
+        look: &mut Look,
+    ) {
         let live = self.index.live();
         let demand = self
             .hub
@@ -149,6 +188,7 @@ impl Control {
                 ));
             }
         }
+        self.name_places(demand.kinds).await;
         let wanted = self.attach(demand.kinds);
         if demand.moved {
             self.hub.sync().await;
@@ -174,6 +214,11 @@ impl Control {
             tracing::error!("{error}");
             notes.push(error.to_string());
         }
+        look.wanted = demand.kinds & BY_NAMESPACE != 0;
+        if look.wanted {
+            look.since_change = 0;
+            notes.extend(self.look_at_namespaces().err());
+        }
         let missed = self.stats.scope_full.load(Ordering::Relaxed);
         if missed > 0 {
             notes.push(format!(
@@ -183,6 +228,46 @@ impl Control {
         }
         self.hub.set_notes(notes);
         self.show();
+    }
+
+    /// Has the kernel's functions at hand while somebody asks for drops one by one: reading them takes some 100 ms, and 5 MB.
+    async fn name_places(&self, kinds: u64) {
+        if kinds & Kind::Drop.bit() == 0 {
+            return self.symbols.store(None);
+        }
+        if self.symbols.load().is_some() {
+            return;
+        }
+        let read = tokio::task::spawn_blocking(|| {
+            let bytes = std::fs::read(KALLSYMS).unwrap_or_default();
+            Symbols::parse(&String::from_utf8_lossy(&bytes))
+        });
+        // Without names there are addresses, and a limit of the kind says so.
+        self.symbols.store(read.await.ok().map(Arc::new));
+    }
+
+    /// Learns which network namespaces the tasks of pods are in, and forgets those of pods that are gone. The error is what to tell users.
+    fn look_at_namespaces(&mut self) -> Result<(), String> {
+        let Self {
+            programs,
+            namespaces,
+            index,
+            ..
+        } = self;
+        let room = namespaces
+            .retain(|cgroup_id| index.get(cgroup_id).is_some())
+            .map_err(|error| format!("the table of network namespaces cannot be read ({error})"))?;
+        programs.iterate("task").map_err(|reason| {
+            format!(
+                "network namespaces of pods that run already are not known, so that drops without a socket are not told: {reason}"
+            )
+        })?;
+        if room {
+            return Ok(());
+        }
+        Err(format!(
+            "more than {NETNS_MAX} network namespaces: drops in some of them are told only if they have a socket; narrow the selectors"
+        ))
     }
 
     /// Attaches what these kinds need. Returns the hooks that are to stay.
@@ -342,6 +427,7 @@ pub fn node(hooks: &[HookStatus]) -> Node {
                     .map(|reasons| format!("a better way is not open: {}", reasons[0])),
             );
         }
+        limits.extend(surroundings(kind).into_iter().flatten().map(str::to_owned));
         limits.extend(kind.also().iter().filter_map(|hook| {
             let reason = refusal(hook)?;
             Some(format!("{}: {reason}", without(hook)))
@@ -380,6 +466,41 @@ fn hook(status: &HookStatus) -> v1::Hook {
     }
 }
 
+/// What a kind leaves out for where the agent runs and what it may do.
+fn surroundings(kind: Kind) -> [Option<&'static str>; 2] {
+    /// Of the PID namespace of the node itself: PROC_PID_INIT_INO of include/linux/proc_ns.h.
+    const NODE_PIDS: u64 = 0xEFFF_FFFC;
+    static OTHER_PIDS: LazyLock<bool> = LazyLock::new(|| {
+        let namespace = std::fs::metadata("/proc/self/ns/pid");
+        namespace.is_ok_and(|namespace| namespace.ino() != NODE_PIDS)
+    });
+    static HIDDEN: LazyLock<bool> = LazyLock::new(|| {
+        let mut line = String::new();
+        let first = std::fs::File::open(KALLSYMS).and_then(|file| {
+            // The first symbols may be at 0 in truth; text is never.
+            for read in BufReader::new(file).lines() {
+                line = read?;
+                if line.contains(" T ") {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        first.is_err() || Symbols::parse(&line).is_empty()
+    });
+    let pids = *OTHER_PIDS && BY_NAMESPACE & kind.bit() != 0;
+    let hidden = kind == Kind::Drop && *HIDDEN;
+    [
+        pids.then_some(
+            "the agent is not in the node's PID namespace (hostPID): of pods that run already, the network namespace is known when a \
+             program starts in them, or a packet with a socket is dropped",
+        ),
+        hidden.then_some(
+            "the kernel hides the addresses of its functions (kernel.kptr_restrict; CAP_SYSLOG lifts it): places are addresses",
+        ),
+    ]
+}
+
 /// What is missing without a hook that is not necessary.
 fn without(hook: &str) -> &'static str {
     match hook {
@@ -389,6 +510,9 @@ fn without(hook: &str) -> &'static str {
         "tcp_send_reset" => "resets that were sent are not told from other ends of a session",
         "tcp_receive_reset" => {
             "resets that were received are not told from other ends of a session"
+        }
+        "sched_process_exec" => {
+            "network namespaces of new pods are known a second later"
         }
         "tcp_v4_connect:return" | "tcp_v6_connect:return" => {
             "connects that fail at once, for lack of a route or a port, are not seen"
@@ -421,8 +545,10 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
         | Kind::TcpReset
         | Kind::TcpRetransmit
         | Kind::BlockIo
-        | Kind::BlockLatency
-        | Kind::Drop
-        | Kind::DropCount => &[],
+        | Kind::BlockLatency => &[],
+        Kind::Drop | Kind::DropCount => &[
+            "what the node drops outside of a pod's own network namespace is told only if the packet still has the pod's socket",
+            "kernels before 5.17 give no reason, and free some packets in this way that were not dropped",
+        ],
     }
 }

@@ -86,8 +86,18 @@ pub unsafe fn read_str(to: *mut u8, len: u32, from: Ptr) -> usize {
 /// `counter` points into an element of a map.
 #[inline(always)]
 pub unsafe fn increment(counter: *mut u64) {
+    // SAFETY: the caller's promise.
+    unsafe { add(counter, 1) };
+}
+
+/// Adds so many, likewise.
+///
+/// # Safety
+/// `counter` points into an element of a map.
+#[inline(always)]
+pub unsafe fn add(counter: *mut u64, more: u64) {
     // SAFETY: the caller's promise. rustc has no atomic operations for this target; the instruction exists since the first BPF.
     unsafe {
-        asm!("lock *(u64 *)({counter} + 0) += {one}", counter = in(reg) counter, one = in(reg) 1u64)
+        asm!("lock *(u64 *)({counter} + 0) += {more}", counter = in(reg) counter, more = in(reg) more)
     };
 }

@@ -135,7 +135,8 @@ impl Btf {
     /// * `"size:upid"`: size in bytes of a type;
     /// * `"arg:sched_process_exit:group_dead"`: position of a tracepoint's argument by its name, counted from 0;
     /// * `"param:vfs_unlink:dentry"`: position of a function's parameter by its name, counted from 0;
-    /// * `"params:vfs_unlink"`: how many parameters a function has.
+    /// * `"params:vfs_unlink"`: how many parameters a function has;
+    /// * `"enumerator:skb_drop_reason:SKB_CONSUMED"`: value of an enum's member.
     ///
     /// With `+8` behind it a value is so much larger.
     pub fn find(&self, path: &str) -> Option<u32> {
@@ -152,6 +153,13 @@ impl Btf {
                 let proto = self.record(self.record(func)?.size_or_id)?;
                 u32::try_from(proto.params(&self.bytes).count()).ok()
             })
+        } else if let Some(member) = path.strip_prefix("enumerator:") {
+            let (name, member) = member.split_once(':')?;
+            let members = self.enumerators(name).into_iter();
+            members
+                .filter(|(_, name)| name == member)
+                .map(|(value, _)| value)
+                .next()
         } else if let Some(argument) = path.strip_prefix("arg:") {
             let (tracepoint, name) = argument.split_once(':')?;
             self.argument(tracepoint, name)
@@ -342,8 +350,18 @@ pub fn names(btf: &Btf) -> Names {
         }
         names
     };
+    let mut drop_reasons = without("skb_drop_reason", "SKB_DROP_REASON_");
+    // Subsystems number theirs in the upper half. Those of modules are not among the kernel's own types.
+    for subsystem in [
+        "qdisc_drop_reason",
+        "mac80211_drop_reason",
+        "ovs_drop_reason",
+    ] {
+        let own = btf.enumerators(subsystem).into_iter();
+        drop_reasons.extend(own.filter(|(reason, _)| *reason > 0xffff));
+    }
     Names {
-        drop_reasons: without("skb_drop_reason", "SKB_DROP_REASON_"),
+        drop_reasons,
         reset_reasons: without("sk_rst_reason", "SK_RST_REASON_"),
     }
 }
