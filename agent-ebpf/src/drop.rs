@@ -17,7 +17,7 @@ pub struct Drop {
     pub location: u64,
     /// `enum skb_drop_reason` of include/net/dropreason-core.h; `u32::MAX` where the kernel gives none (before 5.17).
     pub reason: u32,
-    /// Bytes of the packet.
+    /// Bytes of the packet, from the header of IP on.
     pub bytes: u32,
     /// Number of the network namespace's inode.
     pub netns: u32,

@@ -167,11 +167,7 @@ impl Control {
     }
 
     /// Brings the kernel in line with demand: first what attaches, then what is in scope, so that nothing is in scope unheard.
-    async fn reconcile(
-        &mut self,
-        lingering: &mut HashMap<&'static str, Instant>,
-        look: &mut Look,
-    ) {
+    async fn reconcile(&mut self, lingering: &mut HashMap<&'static str, Instant>, look: &mut Look) {
         let live = self.index.live();
         let demand = self
             .hub
@@ -511,9 +507,7 @@ fn without(hook: &str) -> &'static str {
         "tcp_receive_reset" => {
             "resets that were received are not told from other ends of a session"
         }
-        "sched_process_exec" => {
-            "network namespaces of new pods are known a second later"
-        }
+        "sched_process_exec" => "network namespaces of new pods are known a second later",
         "tcp_v4_connect:return" | "tcp_v6_connect:return" => {
             "connects that fail at once, for lack of a route or a port, are not seen"
         }

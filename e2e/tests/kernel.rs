@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+#[path = "kernel/drop.rs"]
+mod drop;
 #[path = "kernel/exec.rs"]
 mod exec;
 #[path = "kernel/exit.rs"]

@@ -141,7 +141,10 @@ fn outermost(cgroup: Ptr, subject: Subject) -> u64 {
     /// Below a pod there are containers, and what they divide themselves into.
     const DEPTH: usize = 6;
     let state = offset!(cgroup_self);
-    let Subject { mut cgroup_id, slot } = subject;
+    let Subject {
+        mut cgroup_id,
+        slot,
+    } = subject;
     // Slot 0 is of many.
     if slot == 0 || state == MISSING {
         return cgroup_id;
@@ -217,8 +220,9 @@ fn dropped(skb: Ptr, location: u64, args: Ptr) -> i32 {
     let Some((Wanted { subject, kinds }, attribution)) = place.whose() else {
         return 0;
     };
-    let bytes: u32 = read(skb, offset!(skb_len));
-    let Packet { ends, protocol } = Packet::read(skb, ether_type);
+    let buffer = Buffer::of(skb);
+    let bytes = buffer.bytes(skb);
+    let Packet { ends, protocol } = Packet::read(buffer, ether_type);
     if kinds & Kind::DropCount.bit() != 0 {
         let key = DropKey {
             cgroup_id: subject.cgroup_id,
@@ -282,7 +286,7 @@ struct Place {
 }
 
 impl Place {
-    /// How a pod is known: as the contract's `Attribution`.
+    /// How a pod is known: [`Drop::attribution`].
     const BY_SOCKET: u16 = 1;
     /// The same.
     const BY_NETWORK_NAMESPACE: u16 = 2;
@@ -371,11 +375,10 @@ struct Packet {
 
 impl Packet {
     #[inline(always)]
-    fn read(skb: Ptr, ether_type: u16) -> Self {
+    fn read(buffer: Buffer, ether_type: u16) -> Self {
         /// include/uapi/linux/if_ether.h
         const ETH_P_IP: u16 = 0x0800;
         const ETH_P_IPV6: u16 = 0x86dd;
-        let buffer = Buffer::of(skb);
         match ether_type {
             ETH_P_IP => Self::ipv4(buffer),
             ETH_P_IPV6 => Self::ipv6(buffer),
@@ -487,7 +490,8 @@ fn read_16(header: &[u8; 40], from: usize) -> [u8; 16] {
 #[derive(Clone, Copy)]
 struct Buffer {
     head: Ptr,
-    /// Places in it, counted from its begin: the header of IP, and the end.
+    /// Places in it, counted from its begin: where the packet begins for whoever has it now, the header of IP, and the end.
+    data: u32,
     network: u32,
     tail: u32,
 }
@@ -498,15 +502,25 @@ impl Buffer {
         let head: Ptr = read(skb, offset!(skb_head));
         let mut network = u32::from(read::<u16>(skb, offset!(skb_network_header)));
         // Early on its way in a packet begins with that header, and nobody has taken note of it.
+        let data: Ptr = read(skb, offset!(skb_data));
+        let data = (data as u64).wrapping_sub(head as u64) as u32;
         if network == 0 || network == u32::from(u16::MAX) {
-            let data: Ptr = read(skb, offset!(skb_data));
-            network = (data as u64).wrapping_sub(head as u64) as u32;
+            network = data;
         }
         Self {
             head,
+            data,
             network,
             tail: read(skb, offset!(skb_tail)),
         }
+    }
+
+    /// How long the packet is from the header of IP on, which layers above have taken off, and those below have put another before.
+    #[inline(always)]
+    fn bytes(self, skb: Ptr) -> u32 {
+        let Self { data, network, .. } = self;
+        let len: u32 = read(skb, offset!(skb_len));
+        len.wrapping_add(data).wrapping_sub(network)
     }
 
     /// Bytes from a place on; zeros for what the buffer does not hold.

@@ -111,11 +111,7 @@ ffffffffc0000000 t of_module\t[nf_tables]
             (0, None),
         ];
         for (address, expected) in table {
-            assert_eq!(
-                symbols.find(address).as_deref(),
-                expected,
-                "{address:#x}"
-            );
+            assert_eq!(symbols.find(address).as_deref(), expected, "{address:#x}");
         }
     }
 

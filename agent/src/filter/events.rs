@@ -26,6 +26,7 @@ pub struct Filter {
     create: bool,
     ports: Vec<u32>,
     min_duration: Option<Duration>,
+    reason: Vec<Pattern>,
 }
 
 /// What of a kind a filter leaves out in any case, so that nobody need tell it: `Narrow::default()` leaves out nothing.
@@ -85,6 +86,7 @@ impl Filter {
             create,
             ports,
             min_duration,
+            reason,
         } = filter.unwrap_or(&empty);
 
         // What is asked for, its field, who can answer, and why the others cannot.
@@ -138,6 +140,12 @@ impl Filter {
                 "does not tell how long something took; ask for KIND_TCP_SESSION and KIND_BLOCK_IO alone",
             ),
             (
+                !reason.is_empty(),
+                "filter.reason",
+                has_reason,
+                "has no reason; ask for KIND_TCP_RESET, KIND_DROP and KIND_DROP_COUNT alone",
+            ),
+            (
                 !(comm.is_empty() && uids.is_empty() && pids.is_empty()),
                 "filter",
                 has_process,
@@ -184,6 +192,7 @@ impl Filter {
                 Some(span) => Some(parse_duration("filter.min_duration", span)?),
                 None => None,
             },
+            reason: parse_matches("filter.reason", reason)?,
         })
     }
 
@@ -222,6 +231,7 @@ impl Filter {
             create,
             ports,
             min_duration,
+            reason,
         } = self;
         let process = event.process.as_ref();
         // First, because `family` learns from it whatever the others say.
@@ -238,6 +248,7 @@ impl Filter {
             && (!failed || facts.error != 0)
             && (!write || facts.open_flags & O_ACCMODE != O_RDONLY)
             && (!create || facts.open_flags & O_CREAT != 0)
+            && (reason.is_empty() || reason.iter().any(|r| r.matches(facts.reason)))
             && (ports.is_empty() || facts.ports.iter().any(|port| ports.contains(port)))
             && min_duration.is_none_or(|least| facts.took.is_some_and(|took| took >= least))
     }
@@ -258,6 +269,7 @@ struct Facts<'a> {
     open_flags: u32,
     ports: [u32; 2],
     took: Option<Duration>,
+    reason: &'a str,
 }
 
 impl<'a> Facts<'a> {
@@ -301,6 +313,7 @@ impl<'a> Facts<'a> {
             },
             Some(Detail::TcpReset(reset)) => Self {
                 ports: ports(&reset.local, &reset.remote),
+                reason: &reset.reason,
                 ..Self::default()
             },
             Some(Detail::TcpRetransmit(retransmit)) => Self {
@@ -316,10 +329,12 @@ impl<'a> Facts<'a> {
             },
             Some(Detail::Drop(drop)) => Self {
                 ports: ports(&drop.source, &drop.destination),
+                reason: &drop.reason,
                 ..Self::default()
             },
             Some(Detail::DropCount(count)) => Self {
                 ports: [count.port, 0],
+                reason: &count.reason,
                 ..Self::default()
             },
         }
@@ -335,6 +350,7 @@ struct Answers {
     open: bool,
     ports: bool,
     duration: bool,
+    reason: bool,
     process: bool,
 }
 
@@ -347,6 +363,7 @@ impl Answers {
         open: false,
         ports: false,
         duration: false,
+        reason: false,
         process: true,
     };
 
@@ -377,8 +394,13 @@ impl Answers {
                 duration: true,
                 ..Self::NONE
             },
-            v1::Kind::TcpConnect | v1::Kind::TcpReset | v1::Kind::TcpRetransmit => Self {
+            v1::Kind::TcpConnect | v1::Kind::TcpRetransmit => Self {
                 ports: true,
+                ..Self::NONE
+            },
+            v1::Kind::TcpReset => Self {
+                ports: true,
+                reason: true,
                 ..Self::NONE
             },
             v1::Kind::BlockIo => Self {
@@ -392,6 +414,7 @@ impl Answers {
             },
             v1::Kind::Drop | v1::Kind::DropCount => Self {
                 ports: true,
+                reason: true,
                 process: false,
                 ..Self::NONE
             },
@@ -425,6 +448,10 @@ fn has_ports(kind: v1::Kind) -> bool {
 
 fn has_duration(kind: v1::Kind) -> bool {
     Answers::of(kind).duration
+}
+
+fn has_reason(kind: v1::Kind) -> bool {
+    Answers::of(kind).reason
 }
 
 fn has_process(kind: v1::Kind) -> bool {

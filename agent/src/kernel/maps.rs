@@ -6,9 +6,7 @@ use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray},
 };
-use dinle_ebpf::{
-    Counts, Kind, Narrowing, SCOPE_MAX, ScopeEntry, TrackerCounts, drop::NETNS_MAX,
-};
+use dinle_ebpf::{Counts, Kind, Narrowing, SCOPE_MAX, ScopeEntry, TrackerCounts, drop::NETNS_MAX};
 
 use super::{LoadError, take_map};
 

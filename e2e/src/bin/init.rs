@@ -29,11 +29,12 @@ const PATIENCE: &str = "5";
 /// The tests of the agent, and those of them that show what a kernel's version can change: where things lie in its structs, and
 /// what its verifier takes. The others test what is the same everywhere, and an emulated machine is slow.
 const KERNEL: &str = "kernel";
-const DEPENDS_ON_THE_KERNEL: [&str; 6] = [
+const DEPENDS_ON_THE_KERNEL: [&str; 7] = [
     "exec::",
     "exit::",
     "fork::",
     "scope::",
+    "drop::",
     "flags::a_check",
     "loss::a_ring",
 ];

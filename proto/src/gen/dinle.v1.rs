@@ -633,10 +633,10 @@ pub struct Drop {
     /// Name of the interface, inside its network namespace.
     #[prost(string, tag = "6")]
     pub interface: ::prost::alloc::string::String,
-    /// Function of the kernel that dropped it, as `name+0x1a`; the bare address where the node does not let names be read.
+    /// Function of the kernel that dropped it, as `name+0x1a`, or `name+0x1a \[module\]`; the bare address where the node does not let names be read.
     #[prost(string, tag = "7")]
     pub location: ::prost::alloc::string::String,
-    /// Bytes of the packet.
+    /// Bytes of the packet, from the header of IP on.
     #[prost(uint32, tag = "8")]
     pub bytes: u32,
     /// How the pod is known.
@@ -1206,6 +1206,9 @@ pub struct Filter {
     /// Only sessions and requests that took at least so long. Only for KIND_TCP_SESSION and KIND_BLOCK_IO.
     #[prost(message, optional, tag = "11")]
     pub min_duration: ::core::option::Option<::prost_types::Duration>,
+    /// The kernel's reason, such as `NO_SOCKET`. Only for KIND_TCP_RESET, KIND_DROP and KIND_DROP_COUNT.
+    #[prost(message, repeated, tag = "12")]
+    pub reason: ::prost::alloc::vec::Vec<StringMatch>,
 }
 /// What one client wants to hear.
 #[derive(Clone, PartialEq, ::prost::Message)]
