@@ -17,7 +17,7 @@ pub struct Drop {
     pub location: u64,
     /// `enum skb_drop_reason` of include/net/dropreason-core.h; `u32::MAX` where the kernel gives none (before 5.17).
     pub reason: u32,
-    /// Bytes of the packet.
+    /// Bytes of the packet, from the header of IP on.
     pub bytes: u32,
     /// Number of the network namespace's inode.
     pub netns: u32,
@@ -76,9 +76,12 @@ pub struct DropKey {
     pub port: u16,
     /// As in [`DropCount`].
     pub attribution: u16,
-    /// 0.
-    pub reserved: u32,
+    /// The turn: element 0 of the map `DROP_TURN` at the time. Rows of a turn that is over are not added to any more, and make room.
+    pub turn: u32,
 }
+
+/// Network namespaces whose pod is known: entries of the map `NETNS`. A pod has one.
+pub const NETNS_MAX: u32 = 4096;
 
 /// One CPU's sums.
 #[derive(

@@ -113,9 +113,9 @@ kinds! {
     /// Latencies of such requests, told in snapshots.
     BlockLatency = 11 on ["block_rq_complete", "block_rq_issue", "block_getrq"] also ["block_rq_merge"],
     /// A packet that was dropped.
-    Drop = 12 on ["kfree_skb"],
+    Drop = 12 on ["kfree_skb"] also ["sched_process_exec"],
     /// Counts of such packets, told in snapshots.
-    DropCount = 13 on ["kfree_skb"],
+    DropCount = 13 on ["kfree_skb"] also ["sched_process_exec"],
 }
 
 impl Kind {

@@ -13,6 +13,9 @@ pub const MISSING: u32 = u32::MAX;
 /// * `"param:do_truncate:dentry"`: position of a function's parameter by its name, counted from 0.
 /// * `"params:do_truncate"`: how many parameters a function has.
 /// * `"enumerator:bpf_func_id:BPF_FUNC_task_pt_regs"`: value of an enumerator.
+/// * `"param:vfs_unlink:dentry"`: position of a function's parameter by its name, counted from 0.
+/// * `"params:vfs_unlink"`: how many parameters a function has.
+/// * `"enumerator:skb_drop_reason:SKB_CONSUMED"`: value of an enum's member.
 ///
 /// With `+8` behind it a value is so much larger.
 macro_rules! offsets {
@@ -330,6 +333,48 @@ offsets! {
     disk_first_minor = "gendisk.first_minor";
     /// Its name.
     disk_name = "gendisk.disk_name";
+    /// Why a packet was dropped, as an argument (5.17).
+    kfree_skb_reason = "arg:kfree_skb:reason";
+    /// The socket that it came in for, as an argument (6.11).
+    kfree_skb_socket = "arg:kfree_skb:rx_sk" | "arg:kfree_skb:rx_sk__nullable";
+    /// The reason of what was no drop but used up (6.4).
+    skb_consumed = "enumerator:skb_drop_reason:SKB_CONSUMED";
+    /// A packet's socket.
+    skb_sk = "sk_buff.sk";
+    /// A packet's interface. While the packet waits in a socket, other things are there.
+    skb_dev = "sk_buff.dev";
+    /// Bytes of a packet.
+    skb_len = "sk_buff.len";
+    /// Ethernet protocol.
+    skb_protocol = "sk_buff.protocol";
+    /// Where a packet begins in it.
+    skb_data = "sk_buff.data";
+    /// Where what the buffer holds of the packet ends, counted from its begin.
+    skb_tail = "sk_buff.tail";
+    /// Where the header of IP begins, counted likewise.
+    skb_network_header = "sk_buff.network_header";
+    /// Name of an interface.
+    netdev_name = "net_device.name";
+    /// Network namespace of an interface.
+    netdev_net = "net_device.nd_net.net";
+    /// Number of a network namespace.
+    net_inum = "net.ns.inum";
+    /// Another one, never used again (5.12; before, most have none).
+    net_cookie = "net.net_cookie";
+    /// Network namespace of a socket.
+    socket_net = "sock_common.skc_net.net";
+    /// State of a socket.
+    socket_state = "sock_common.skc_state";
+    /// The cgroup in which a socket was made.
+    socket_cgroup = "sock.sk_cgrp_data";
+    /// A task's namespaces.
+    task_nsproxy = "task_struct.nsproxy";
+    /// The network's among them.
+    nsproxy_net = "nsproxy.net_ns";
+    /// PID namespace of an element of ids.
+    upid_ns = "upid.ns";
+    /// First process of a PID namespace.
+    pid_namespace_reaper = "pid_namespace.child_reaper";
 }
 
 /// Numbers of system calls, which differ between architectures; [`MISSING`] for those that an architecture does not have.

@@ -64,6 +64,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         reader,
         counters,
         narrowing,
+        namespaces,
         tables,
         names,
     } = Kernel::load(&options)?;
@@ -95,15 +96,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let stats = Arc::new(Stats::default());
     let (settle, settles) = Settle::new();
+    let names = Arc::new(event::Names {
+        drop_reasons: names.drop_reasons,
+        reset_reasons: names.reset_reasons,
+        symbols: Arc::default(),
+    });
     let reader = ReaderThread::spawn(
         Pipeline {
             reader,
             counters,
             tables,
-            names: Arc::new(event::Names {
-                drop_reasons: names.drop_reasons,
-                reset_reasons: names.reset_reasons,
-            }),
+            names: names.clone(),
             index: index.clone(),
             publisher,
             stats: stats.clone(),
@@ -118,6 +121,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             programs,
             scope,
             narrowing,
+            namespaces,
+            symbols: names.symbols.clone(),
             stats: stats.clone(),
             node: node.clone(),
             cgroup_root: cgroup_root.clone(),

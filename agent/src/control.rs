@@ -2,13 +2,15 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io::{BufRead as _, BufReader},
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, LazyLock, atomic::Ordering},
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
-use dinle_ebpf::{Kind, Narrowing, SLOTS};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use dinle_ebpf::{Kind, Narrowing, SLOTS, drop::NETNS_MAX};
 use dinle_proto::v1;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -16,16 +18,41 @@ use tokio::{
 };
 
 use crate::{
-    event::proto_kind,
+    event::{Symbols, proto_kind},
     filter::Narrow,
     hub::{Hub, Stage},
-    kernel::{HookStatus, Narrowings, Programs, Scope, Wanted, WayStatus},
+    kernel::{HookStatus, Namespaces, Narrowings, Programs, Scope, Wanted, WayStatus},
     pipeline::Stats,
     workload::Index,
 };
 
 /// How often skipped runs are read, lingering programs detached and forgotten workloads dropped.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Kinds that know pods by their network namespaces.
+const BY_NAMESPACE: u64 = Kind::Drop.bit() | Kind::DropCount.bit();
+
+/// Where the kernel shows its functions.
+const KALLSYMS: &str = "/proc/kallsyms";
+
+/// When to look at the network namespaces of all tasks. Most are learnt when a program starts; a process can enter another one later.
+/// It costs some 0.2 µs a task.
+#[derive(Debug, Default)]
+struct Look {
+    wanted: bool,
+    /// In ticks.
+    since_change: u32,
+}
+
+impl Look {
+    /// Whether to do it at this tick: each time while pods come and go, and seldom afterwards.
+    fn is_due(&mut self) -> bool {
+        const OFTEN: u32 = 30;
+        const SELDOM: u32 = 5;
+        self.since_change = self.since_change.saturating_add(1);
+        self.wanted && (self.since_change <= OFTEN || self.since_change.is_multiple_of(SELDOM))
+    }
+}
 
 /// What the kernel half looks like to the outside.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +77,10 @@ pub struct Control {
     pub scope: Scope,
     /// What of it the kernel leaves out.
     pub narrowing: Narrowings,
+    /// Whose the network namespaces are.
+    pub namespaces: Namespaces,
+    /// Names of places in the kernel's code, while somebody asks for them.
+    pub symbols: Arc<ArcSwapOption<Symbols>>,
     /// What the reader tells.
     pub stats: Arc<Stats>,
     /// What others see of all this.
@@ -92,27 +123,28 @@ impl Control {
         let mut skipped: HashMap<String, u64> = HashMap::new();
         let mut scope_full = 0;
         let mut sessions = Sessions::default();
+        let mut look = Look::default();
         loop {
             tokio::select! {
                 asked = self.settle.recv() => {
                     let Some(done) = asked else { return };
-                    self.reconcile(&mut lingering, &mut sessions).await;
+                    self.reconcile(&mut lingering, &mut sessions, &mut look).await;
                     // Children that were made before their parent came into scope are in the tracker's ring by now.
                     let epoch = self.index.epoch();
                     self.hub.sync().await;
                     if self.index.epoch() != epoch {
-                        self.reconcile(&mut lingering, &mut sessions).await;
+                        self.reconcile(&mut lingering, &mut sessions, &mut look).await;
                     }
                     // Whoever asked may have left.
                     _ = done.send(());
                 }
                 changed = listeners.changed() => {
                     if changed.is_err() { return }
-                    self.reconcile(&mut lingering, &mut sessions).await;
+                    self.reconcile(&mut lingering, &mut sessions, &mut look).await;
                 }
                 changed = workloads.changed() => {
                     if changed.is_err() { return }
-                    self.reconcile(&mut lingering, &mut sessions).await;
+                    self.reconcile(&mut lingering, &mut sessions, &mut look).await;
                 }
                 _ = ticks.tick() => {
                     self.index.expire(Instant::now());
@@ -122,7 +154,10 @@ impl Control {
                     // Cgroups that found no room may find some now, and streams are told.
                     let missed = self.stats.scope_full.load(Ordering::Relaxed);
                     if std::mem::replace(&mut scope_full, missed) != missed {
-                        self.reconcile(&mut lingering, &mut sessions).await;
+                        self.reconcile(&mut lingering, &mut sessions, &mut look).await;
+                    }
+                    if look.is_due() && let Err(error) = self.look_at_namespaces() {
+                        tracing::debug!(error, "network namespaces are learnt only from what happens");
                     }
                     self.tell_skipped(&mut skipped);
                     self.detach_lingering(&mut lingering);
@@ -143,6 +178,7 @@ impl Control {
         &mut self,
         lingering: &mut HashMap<&'static str, Instant>,
         sessions: &mut Sessions,
+        look: &mut Look,
     ) {
         let live = self.index.live();
         let demand = self
@@ -160,6 +196,7 @@ impl Control {
                 ));
             }
         }
+        self.name_places(demand.kinds).await;
         let wanted = self.attach(demand.kinds);
         if demand.moved {
             self.hub.sync().await;
@@ -191,6 +228,11 @@ impl Control {
                 "TCP sessions that were open before are told only when they end ({error})"
             ));
         }
+        look.wanted = demand.kinds & BY_NAMESPACE != 0;
+        if look.wanted {
+            look.since_change = 0;
+            notes.extend(self.look_at_namespaces().err());
+        }
         let missed = self.stats.scope_full.load(Ordering::Relaxed);
         if missed > 0 {
             notes.push(format!(
@@ -200,6 +242,46 @@ impl Control {
         }
         self.hub.set_notes(notes);
         self.show();
+    }
+
+    /// Has the kernel's functions at hand while somebody asks for drops one by one: reading them takes some 100 ms, and 5 MB.
+    async fn name_places(&self, kinds: u64) {
+        if kinds & Kind::Drop.bit() == 0 {
+            return self.symbols.store(None);
+        }
+        if self.symbols.load().is_some() {
+            return;
+        }
+        let read = tokio::task::spawn_blocking(|| {
+            let bytes = std::fs::read(KALLSYMS).unwrap_or_default();
+            Symbols::parse(&String::from_utf8_lossy(&bytes))
+        });
+        // Without names there are addresses, and a limit of the kind says so.
+        self.symbols.store(read.await.ok().map(Arc::new));
+    }
+
+    /// Learns which network namespaces the tasks of pods are in, and forgets those of pods that are gone. The error is what to tell users.
+    fn look_at_namespaces(&mut self) -> Result<(), String> {
+        let Self {
+            programs,
+            namespaces,
+            index,
+            ..
+        } = self;
+        let room = namespaces
+            .retain(|cgroup_id| index.get(cgroup_id).is_some())
+            .map_err(|error| format!("the table of network namespaces cannot be read ({error})"))?;
+        programs.iterate("task").map_err(|reason| {
+            format!(
+                "network namespaces of pods that run already are not known, so that drops without a socket are not told: {reason}"
+            )
+        })?;
+        if room {
+            return Ok(());
+        }
+        Err(format!(
+            "more than {NETNS_MAX} network namespaces: drops in some of them are told only if they have a socket; narrow the selectors"
+        ))
     }
 
     /// Attaches what these kinds need. Returns the hooks that are to stay.
@@ -405,6 +487,7 @@ pub fn node(hooks: &[HookStatus]) -> Node {
                     .map(|reason| format!("a better way is not open: {reason}")),
             );
         }
+        limits.extend(surroundings(kind).into_iter().flatten().map(str::to_owned));
         for hook in kind.also() {
             // Hooks that work together lack the same: the first reason stands for it.
             if let Some(reason) = refusal(hook)
@@ -447,12 +530,48 @@ fn hook(status: &HookStatus) -> v1::Hook {
     }
 }
 
+/// What a kind leaves out for where the agent runs and what it may do.
+fn surroundings(kind: Kind) -> [Option<&'static str>; 2] {
+    /// Of the PID namespace of the node itself: PROC_PID_INIT_INO of include/linux/proc_ns.h.
+    const NODE_PIDS: u64 = 0xEFFF_FFFC;
+    static OTHER_PIDS: LazyLock<bool> = LazyLock::new(|| {
+        let namespace = std::fs::metadata("/proc/self/ns/pid");
+        namespace.is_ok_and(|namespace| namespace.ino() != NODE_PIDS)
+    });
+    static HIDDEN: LazyLock<bool> = LazyLock::new(|| {
+        let mut line = String::new();
+        let first = std::fs::File::open(KALLSYMS).and_then(|file| {
+            // The first symbols may be at 0 in truth; text is never.
+            for read in BufReader::new(file).lines() {
+                line = read?;
+                if line.contains(" T ") {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        first.is_err() || Symbols::parse(&line).is_empty()
+    });
+    let pids = *OTHER_PIDS && BY_NAMESPACE & kind.bit() != 0;
+    let hidden = kind == Kind::Drop && *HIDDEN;
+    [
+        pids.then_some(
+            "the agent is not in the node's PID namespace (hostPID): of pods that run already, the network namespace is known when a \
+             program starts in them, or a packet with a socket is dropped",
+        ),
+        hidden.then_some(
+            "the kernel hides the addresses of its functions (kernel.kptr_restrict; CAP_SYSLOG lifts it): places are addresses",
+        ),
+    ]
+}
+
 /// What is missing without a hook that is not necessary.
 fn without(hook: &str) -> &'static str {
     match hook {
         "inet_csk_accept:return" => {
             "the process of an accepted session is known only if it does something with the session later"
         }
+        "sched_process_exec" => "network namespaces of new pods are known a second later",
         "inet_sock_set_state" => "the process is not known",
         "tcp_v4_connect" | "tcp_v4_connect:return" | "tcp_v6_connect" | "tcp_v6_connect:return" => {
             "connects that fail at once are not seen for lack of a route, and told without an error for lack of a port"
@@ -497,6 +616,9 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
             "what is under way when listening begins, commands of drivers (as of smartctl), and the time that io.max holds something back are not seen",
             "of disks that are made of others, as of dm, md and zram, what those others do is seen",
         ],
-        Kind::Drop | Kind::DropCount => &[],
+        Kind::Drop | Kind::DropCount => &[
+            "what the node drops outside of a pod's own network namespace is told only if the packet still has the pod's socket",
+            "kernels before 5.17 give no reason, and free some packets in this way that were not dropped",
+        ],
     }
 }

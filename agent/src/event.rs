@@ -4,9 +4,14 @@ mod block;
 mod drop;
 mod file;
 mod process;
+mod symbols;
 mod tcp;
 
+pub use symbols::Symbols;
+
 use std::{collections::HashMap, sync::Arc};
+
+use arc_swap::ArcSwapOption;
 
 use dinle_ebpf::{Header, Kind, Payload, Task};
 use dinle_proto::v1::{self, event::Detail};
@@ -93,6 +98,8 @@ pub struct Names {
     pub drop_reasons: HashMap<u32, String>,
     /// `enum sk_rst_reason`, without the prefix.
     pub reset_reasons: HashMap<u32, String>,
+    /// Functions of the kernel, while somebody asks for them.
+    pub symbols: Arc<ArcSwapOption<Symbols>>,
 }
 
 /// What is needed to understand a frame, besides the frame.

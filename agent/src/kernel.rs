@@ -8,7 +8,7 @@ mod sessions;
 mod tables;
 
 pub use btf::Names;
-pub use maps::{Counters, Loss, Narrowings, Scope, ScopeError, Wanted};
+pub use maps::{Counters, Loss, Namespaces, Narrowings, Scope, ScopeError, Wanted};
 pub use programs::{HookStatus, Programs, Way, WayStatus};
 pub use ring::{CgroupEvent, Nudge, Reader, Ring, Sleeper, boot_ns, boot_unix_ns};
 pub use tables::Tables;
@@ -62,6 +62,8 @@ pub struct Kernel {
     pub counters: Counters,
     /// What the kernel leaves out where nobody asks for it.
     pub narrowing: Narrowings,
+    /// Whose the network namespaces are.
+    pub namespaces: Namespaces,
     /// What the kernel added up.
     pub tables: Tables,
     /// Names that this kernel gives to numbers.
@@ -136,6 +138,7 @@ impl Kernel {
         let scope = Scope::take(&mut ebpf)?;
         let counters = Counters::take(&mut ebpf)?;
         let narrowing = Narrowings::take(&mut ebpf)?;
+        let namespaces = Namespaces::take(&mut ebpf)?;
         let tables = Tables::take(&mut ebpf)?;
         let reader = Reader::take(&mut ebpf, *ring_bytes)?;
         let btf = aya::Btf::from_sys_fs()?;
@@ -155,6 +158,7 @@ impl Kernel {
             reader,
             counters,
             narrowing,
+            namespaces,
             tables,
             names,
         })

@@ -7,6 +7,8 @@
 
 #[path = "kernel/block.rs"]
 mod block;
+#[path = "kernel/drop.rs"]
+mod drop;
 #[path = "kernel/exec.rs"]
 mod exec;
 #[path = "kernel/exit.rs"]

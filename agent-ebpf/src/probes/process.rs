@@ -13,6 +13,7 @@ use dinle_ebpf::{
 };
 
 use crate::{
+    drop,
     emit::{self, Scratch},
     kernel::{Ptr, offset, read, read_str},
     path::{self, End, Path, stored},
@@ -62,6 +63,8 @@ static EXEC_RAW: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 #[inline(always)]
 fn exec(task: Ptr, bprm: Ptr, scratch: *const PerCpuArray<Scratch>) -> i32 {
+    // Whatever starts in a pod has entered the pod's namespaces before.
+    drop::learn(task);
     let Some(subject) = scope::current(Kind::Exec) else {
         return 0;
     };

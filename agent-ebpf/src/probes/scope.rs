@@ -60,6 +60,13 @@ pub fn wanted_any(cgroup_id: u64, kinds: u64) -> Option<(Subject, u64)> {
     ))
 }
 
+/// All that is wanted of that cgroup.
+#[inline(always)]
+pub fn entry(cgroup_id: u64) -> Option<ScopeEntry> {
+    // SAFETY: as in `wanted`.
+    unsafe { SCOPE.get(&cgroup_id) }.copied()
+}
+
 /// Gives a new cgroup what is wanted of its parent. `false` if the map had no room.
 #[inline(always)]
 pub fn inherit(child: u64, parent: u64) -> bool {

@@ -32,7 +32,7 @@ pub(super) fn sample(body: &[u8], names: &Names) -> Result<Decoded, DecodeError>
         source: Some(source),
         destination: Some(destination),
         interface: text(&interface),
-        location: format!("{location:#x}"),
+        location: place(location, names),
         bytes,
         attribution: attributed(attribution).into(),
     };
@@ -62,6 +62,13 @@ pub(super) fn count(body: &[u8], names: &Names) -> Result<Decoded, DecodeError> 
         attribution: attributed(attribution.into()).into(),
     };
     Ok((None, Detail::DropCount(detail)))
+}
+
+/// Where in the kernel's code that is.
+fn place(address: u64, names: &Names) -> String {
+    let symbols = names.symbols.load();
+    let named = symbols.as_ref().and_then(|symbols| symbols.find(address));
+    named.unwrap_or_else(|| format!("{address:#x}"))
 }
 
 fn attributed(attribution: u32) -> v1::Attribution {

@@ -241,7 +241,7 @@ pub(super) mod tests {
             (b"a", b"", 0, ""),
         ];
         for (filename, directory, known, expected) in table {
-            let open = decoded_open(&super::tests::open(filename, directory, -2, known));
+            let open = decoded_open(&open(filename, directory, -2, known));
             assert_eq!(open.path, expected, "{}", String::from_utf8_lossy(filename));
             assert_eq!((open.fd, open.error), (None, 2));
         }

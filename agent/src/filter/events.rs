@@ -29,6 +29,7 @@ pub struct Filter {
     local_ports: Vec<u32>,
     remote_ports: Vec<u32>,
     disk: Vec<Pattern>,
+    reason: Vec<Pattern>,
 }
 
 /// What of a kind a filter leaves out in any case, so that nobody need tell it: `Narrow::default()` leaves out nothing.
@@ -91,6 +92,7 @@ impl Filter {
             local_ports,
             remote_ports,
             disk,
+            reason,
         } = filter.unwrap_or(&empty);
 
         // What is asked for, its field, who can answer, and why the others cannot.
@@ -162,6 +164,12 @@ impl Filter {
                 "is not about disks; ask for KIND_BLOCK_IO and KIND_BLOCK_LATENCY alone",
             ),
             (
+                !reason.is_empty(),
+                "filter.reason",
+                has_reason,
+                "has no reason; ask for KIND_TCP_RESET, KIND_DROP and KIND_DROP_COUNT alone",
+            ),
+            (
                 !(comm.is_empty() && uids.is_empty() && pids.is_empty()),
                 "filter",
                 has_process,
@@ -203,6 +211,7 @@ impl Filter {
                 None => None,
             },
             disk: parse_matches("filter.disk", disk)?,
+            reason: parse_matches("filter.reason", reason)?,
         })
     }
 
@@ -244,6 +253,7 @@ impl Filter {
             local_ports,
             remote_ports,
             disk,
+            reason,
         } = self;
         let process = event.process.as_ref();
         // First, because `family` learns from it whatever the others say.
@@ -260,6 +270,7 @@ impl Filter {
             && (!failed || facts.error != 0)
             && (!write || facts.open_flags & O_ACCMODE != O_RDONLY)
             && (!create || facts.open_flags & O_CREAT != 0)
+            && (reason.is_empty() || reason.iter().any(|r| r.matches(facts.reason)))
             && (ports.is_empty() || facts.ports.iter().any(|port| ports.contains(port)))
             && (local_ports.is_empty() || local_ports.contains(&facts.ports[0]))
             && (remote_ports.is_empty() || remote_ports.contains(&facts.ports[1]))
@@ -297,6 +308,7 @@ struct Facts<'a> {
     ports: [u32; 2],
     took: Option<Duration>,
     disk: &'a str,
+    reason: &'a str,
 }
 
 impl<'a> Facts<'a> {
@@ -344,6 +356,7 @@ impl<'a> Facts<'a> {
             },
             Some(Detail::TcpReset(reset)) => Self {
                 ports: ports(&reset.local, &reset.remote),
+                reason: &reset.reason,
                 ..Self::default()
             },
             Some(Detail::TcpRetransmit(retransmit)) => Self {
@@ -360,10 +373,12 @@ impl<'a> Facts<'a> {
             },
             Some(Detail::Drop(drop)) => Self {
                 ports: ports(&drop.source, &drop.destination),
+                reason: &drop.reason,
                 ..Self::default()
             },
             Some(Detail::DropCount(count)) => Self {
                 ports: [count.port, 0],
+                reason: &count.reason,
                 ..Self::default()
             },
         }
@@ -382,6 +397,7 @@ struct Answers {
     ends: bool,
     duration: bool,
     disk: bool,
+    reason: bool,
     process: bool,
 }
 
@@ -396,6 +412,7 @@ impl Answers {
         ends: false,
         duration: false,
         disk: false,
+        reason: false,
         process: true,
     };
 
@@ -427,9 +444,14 @@ impl Answers {
                 duration: true,
                 ..Self::NONE
             },
-            v1::Kind::TcpConnect | v1::Kind::TcpReset | v1::Kind::TcpRetransmit => Self {
+            v1::Kind::TcpConnect | v1::Kind::TcpRetransmit => Self {
                 ports: true,
                 ends: true,
+                ..Self::NONE
+            },
+            v1::Kind::TcpReset => Self {
+                ports: true,
+                reason: true,
                 ..Self::NONE
             },
             v1::Kind::BlockIo => Self {
@@ -445,6 +467,7 @@ impl Answers {
             },
             v1::Kind::Drop | v1::Kind::DropCount => Self {
                 ports: true,
+                reason: true,
                 process: false,
                 ..Self::NONE
             },
@@ -486,6 +509,10 @@ fn has_duration(kind: v1::Kind) -> bool {
 
 fn has_disk(kind: v1::Kind) -> bool {
     Answers::of(kind).disk
+}
+
+fn has_reason(kind: v1::Kind) -> bool {
+    Answers::of(kind).reason
 }
 
 fn has_process(kind: v1::Kind) -> bool {

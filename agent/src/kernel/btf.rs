@@ -348,8 +348,18 @@ pub fn names(btf: &Btf) -> Names {
         }
         names
     };
+    let mut drop_reasons = without("skb_drop_reason", "SKB_DROP_REASON_");
+    // Subsystems number theirs in the upper half. Those of modules are not among the kernel's own types.
+    for subsystem in [
+        "qdisc_drop_reason",
+        "mac80211_drop_reason",
+        "ovs_drop_reason",
+    ] {
+        let own = btf.enumerators(subsystem).into_iter();
+        drop_reasons.extend(own.filter(|(reason, _)| *reason > 0xffff));
+    }
     Names {
-        drop_reasons: without("skb_drop_reason", "SKB_DROP_REASON_"),
+        drop_reasons,
         reset_reasons: without("sk_rst_reason", "SK_RST_REASON_"),
     }
 }

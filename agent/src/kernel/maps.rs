@@ -6,7 +6,7 @@ use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray},
 };
-use dinle_ebpf::{Counts, Kind, Narrowing, SCOPE_MAX, ScopeEntry, TrackerCounts};
+use dinle_ebpf::{Counts, Kind, Narrowing, SCOPE_MAX, ScopeEntry, TrackerCounts, drop::NETNS_MAX};
 
 use super::{LoadError, take_map};
 
@@ -162,6 +162,33 @@ impl Narrowings {
             return Ok(());
         }
         self.map.set(kind as u32, NarrowingPod(narrowing), 0)
+    }
+}
+
+/// Whose the network namespaces are: filled by the kernel, kept tidy here.
+pub struct Namespaces {
+    map: BpfHashMap<MapData, u64, u64>,
+}
+
+impl Namespaces {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        let name = "NETNS";
+        let map = BpfHashMap::try_from(take_map(ebpf, name)?)
+            .map_err(|error| LoadError::Map { name, error })?;
+        Ok(Self { map })
+    }
+
+    /// Forgets those of cgroups that are gone. Whether there is room for more.
+    pub fn retain(&mut self, exists: impl Fn(u64) -> bool) -> Result<bool, MapError> {
+        let known: Vec<(u64, u64)> = self.map.iter().filter_map(Result::ok).collect();
+        let mut kept = known.len();
+        for (namespace, _) in known.into_iter().filter(|(_, cgroup)| !exists(*cgroup)) {
+            match self.map.remove(&namespace) {
+                Ok(()) | Err(MapError::KeyNotFound) => kept -= 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(kept < NETNS_MAX as usize)
     }
 }
 

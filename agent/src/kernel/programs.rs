@@ -190,7 +190,7 @@ fn iterated(name: &str) -> (&str, Option<&str>) {
 impl Programs {
     /// Loads what the kinds need. With `every`, tries every way of every hook, to tell whether it would load.
     pub(super) fn load(
-        mut ebpf: Ebpf,
+        ebpf: Ebpf,
         btf: &Btf,
         functions: &dyn Fn(&str) -> bool,
         ways: &[Way],

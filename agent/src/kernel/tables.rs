@@ -4,11 +4,12 @@ use std::{
     collections::HashMap,
     hash::Hash,
     ops::{Add, Sub},
+    time::{Duration, Instant},
 };
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuHashMap},
+    maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuHashMap},
 };
 use dinle_ebpf::{
     BlockLatency, DropCount, Header, Kind, Payload,
@@ -104,7 +105,7 @@ impl Row for Dropped {
             protocol,
             port,
             attribution,
-            reserved: _,
+            turn: _,
         } = key;
         let DropSum { count, bytes } = sum;
         DropCount {
@@ -221,12 +222,60 @@ where
         }
         Ok(())
     }
+
+    fn remove(&mut self, gone: impl Fn(&R::Key) -> bool) -> Result<(), MapError> {
+        let Self { rows, before } = self;
+        let gone: Vec<R::Key> = before.keys().filter(|key| gone(key)).copied().collect();
+        for key in gone {
+            rows.remove(&Plain(key))?;
+            before.remove(&key);
+        }
+        Ok(())
+    }
+}
+
+/// Longer than any program runs: what is not added to for so long is not added to any more.
+const TURN: Duration = Duration::from_millis(500);
+
+/// Turns in which drops are counted. Ports make many rows, of which most are needed once: each turn has its own, and those of the turn
+/// before are removed when they have been read.
+struct Turns {
+    map: Array<MapData, u32>,
+    now: u32,
+    since: Instant,
+}
+
+impl Turns {
+    fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        let name = "DROP_TURN";
+        let map = Array::try_from(take_map(ebpf, name)?)
+            .map_err(|error| LoadError::Map { name, error })?;
+        Ok(Self {
+            map,
+            now: 0,
+            since: Instant::now(),
+        })
+    }
+
+    /// To be called after the table was read.
+    fn next(&mut self, table: &mut Table<Dropped>) -> Result<(), MapError> {
+        let Self { map, now, since } = self;
+        if since.elapsed() < TURN {
+            return Ok(());
+        }
+        table.remove(|key| key.turn != *now)?;
+        *now ^= 1;
+        map.set(0, *now, 0)?;
+        *since = Instant::now();
+        Ok(())
+    }
 }
 
 /// All of them.
 pub struct Tables {
     block: Table<Block>,
     drop: Table<Dropped>,
+    turns: Turns,
 }
 
 impl Tables {
@@ -234,6 +283,7 @@ impl Tables {
         Ok(Self {
             block: Table::take(ebpf, "BLOCK_LATENCY")?,
             drop: Table::take(ebpf, "DROP_COUNT")?,
+            turns: Turns::take(ebpf)?,
         })
     }
 
@@ -248,7 +298,10 @@ impl Tables {
     ) -> Result<(), MapError> {
         match kind {
             Kind::BlockLatency => self.block.read(boot_ns, exists, each),
-            Kind::DropCount => self.drop.read(boot_ns, exists, each),
+            Kind::DropCount => {
+                self.drop.read(boot_ns, exists, each)?;
+                self.turns.next(&mut self.drop)
+            }
             Kind::Exec
             | Kind::Exit
             | Kind::Fork

@@ -2,6 +2,8 @@
 
 #[path = "act/block.rs"]
 mod block;
+#[path = "act/drop.rs"]
+mod drop_packets;
 #[path = "act/file.rs"]
 mod file;
 #[path = "act/tcp.rs"]
@@ -46,6 +48,14 @@ const USAGE: &str = "act COMMAND
   overlay LOWER UPPER WORK MERGED PROGRAM [ARG…]  execute that in a mount namespace in which MERGED is an overlay
   orphan                            run a process that ends before the one that it runs; that one then runs `act exit 0`
   tcp WHAT…                         make TCP connections: see act/tcp.rs
+  newnet PROGRAM [ARG…]             execute that in a network namespace of its own
+  holdnet                           the same, saying `ready`, until standard input ends
+  hold                              say `ready`, and stay until standard input ends
+  joinnet PID PROGRAM [ARG…]        execute that in the network namespace of a process
+  udp N PORT                        send so many datagrams to a port of 127.0.0.1; udp6: of ::1
+  udpsum N PORT                     the same with a wrong checksum
+  udpfull N PORT                    the same to an own socket with little room; end with the number of those that had none
+  refused N PORT                    be refused so often at a port of 127.0.0.1
   any [ANYTHING…]                   end with 0";
 
 fn main() -> ExitCode {
@@ -80,6 +90,15 @@ fn main() -> ExitCode {
             become_user(number(uid), number(gid)).and_then(|()| execute(program))
         }
         ("newpid", program) => new_pid_namespace().and_then(|()| run(program)),
+        ("newnet", program) => drop_packets::new_network().and_then(|()| execute(program)),
+        ("holdnet", []) => drop_packets::new_network().and_then(|()| drop_packets::hold()),
+        ("hold", []) => drop_packets::hold(),
+        ("joinnet", [pid, program @ ..]) => drop_packets::join_network(number(pid), program),
+        ("udp", [times, port]) => drop_packets::udp(number(times), number(port)),
+        ("udp6", [times, port]) => drop_packets::udp6(number(times), number(port)),
+        ("udpsum", [times, port]) => drop_packets::udp_checksum(number(times), number(port)),
+        ("udpfull", [times, port]) => drop_packets::udp_full(number(times), number(port)),
+        ("refused", [times, port]) => drop_packets::tcp(number(times), number(port)),
         ("gate", program) => io::stdin()
             .read_to_end(&mut Vec::new())
             .and_then(|_| run(program)),

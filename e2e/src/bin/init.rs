@@ -37,6 +37,7 @@ const DEPENDS_ON_THE_KERNEL: &[&str] = &[
     "fork::",
     "scope::",
     "tcp::",
+    "drop::",
     "flags::a_check",
     "loss::a_ring",
 ];

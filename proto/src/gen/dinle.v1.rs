@@ -635,10 +635,10 @@ pub struct Drop {
     /// Name of the interface, inside its network namespace.
     #[prost(string, tag = "6")]
     pub interface: ::prost::alloc::string::String,
-    /// Function of the kernel that dropped it, as `name+0x1a`; the bare address where the node does not let names be read.
+    /// Function of the kernel that dropped it, as `name+0x1a`, or `name+0x1a \[module\]`; the bare address where the node does not let names be read.
     #[prost(string, tag = "7")]
     pub location: ::prost::alloc::string::String,
-    /// Bytes of the packet.
+    /// Bytes of the packet, from the header of IP on.
     #[prost(uint32, tag = "8")]
     pub bytes: u32,
     /// How the pod is known.
@@ -1217,6 +1217,9 @@ pub struct Filter {
     /// Names of disks, such as `nvme0n1`. Only for KIND_BLOCK_IO and KIND_BLOCK_LATENCY.
     #[prost(message, repeated, tag = "14")]
     pub disk: ::prost::alloc::vec::Vec<StringMatch>,
+    /// The kernel's reason, such as `NO_SOCKET`. Only for KIND_TCP_RESET, KIND_DROP and KIND_DROP_COUNT.
+    #[prost(message, repeated, tag = "15")]
+    pub reason: ::prost::alloc::vec::Vec<StringMatch>,
 }
 /// What one client wants to hear.
 #[derive(Clone, PartialEq, ::prost::Message)]

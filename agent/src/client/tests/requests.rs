@@ -18,6 +18,7 @@ fn request(line: &str) -> v1::SubscribeRequest {
         Command::Biosnoop(tool) => tool.request(),
         Command::Biolatency(tool) => tool.request(),
         Command::Top(top) => top.request(),
+        Command::Pktdrop(pktdrop) => pktdrop.request(),
         other => panic!("{other:?} is not tested here"),
     }
 }
@@ -175,6 +176,24 @@ fn each_flag_fills_its_field() {
                 f.uids = vec![5];
             }),
         ),
+        ("pktdrop", only(v1::Kind::DropCount)),
+        (
+            "pktdrop -i 10s --reason NO_SOCKET,TCP_* --port 53,5432",
+            v1::SubscribeRequest {
+                interval: Some(prost_types::Duration {
+                    seconds: 10,
+                    nanos: 0,
+                }),
+                ..filtering(only(v1::Kind::DropCount), |f| {
+                    f.reason = vec![
+                        pattern(Pattern::Exact("NO_SOCKET".to_owned())),
+                        pattern(Pattern::Prefix("TCP_".to_owned())),
+                    ];
+                    f.ports = vec![53, 5432];
+                })
+            },
+        ),
+        ("pktdrop --samples -o wide", only(v1::Kind::Drop)),
     ];
     for (line, expected) in table {
         assert_eq!(request(line), expected, "{line}");
@@ -248,6 +267,8 @@ fn arguments_that_cannot_be_are_refused() {
         ("watch --host only", "unexpected argument 'only'"),
         ("watch -o yaml", "invalid value 'yaml'"),
         ("watch --address https://x", "only `http://` works"),
+        ("pktdrop --samples -i 10s", "cannot be used with"),
+        ("pktdrop --port 0", "0 is not in 1.."),
         ("execsnoop -x", "unexpected argument '-x'"),
         ("execsnoop --max-args 0", "0 would leave nothing"),
         ("tcplife -x --min-duration 1s", "cannot be used with"),
