@@ -8,7 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use dinle_ebpf::{Kind, Narrowing, SLOTS};
+use dinle_ebpf::{Kind, Narrowing, SLOTS, tcp::SOCKETS_MAX};
 use dinle_proto::v1;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -126,11 +126,12 @@ impl Control {
                     }
                     self.tell_skipped(&mut skipped);
                     self.detach_lingering(&mut lingering);
-                    if sessions.reported
-                        && let Err(error) = self.programs.report_sessions()
-                    {
-                        // Shown by `capabilities`; it fails each time in the same way.
-                        tracing::debug!(error, "sessions that go on are not reported on");
+                    match sessions.tick(&mut self.programs) {
+                        // More of them could not be remembered, and streams are told.
+                        Ok(true) => self.reconcile(&mut lingering, &mut sessions).await,
+                        Ok(false) => {}
+                        // It was told when somebody began to listen, and is the same each time.
+                        Err(error) => tracing::debug!(error, "sessions are not reported on"),
                     }
                     self.show();
                 }
@@ -189,6 +190,13 @@ impl Control {
             tracing::error!("{error}");
             notes.push(format!(
                 "TCP sessions that were open before are told only when they end ({error})"
+            ));
+        }
+        if sessions.unremembered > 0 {
+            notes.push(format!(
+                "{} TCP sessions began while {SOCKETS_MAX} others were open: they are told without their beginning, and some without \
+                 their process",
+                sessions.unremembered
             ));
         }
         let missed = self.stats.scope_full.load(Ordering::Relaxed);
@@ -292,6 +300,8 @@ struct Sessions {
     remembered: bool,
     /// Those that go on are reported on.
     reported: bool,
+    /// How many began while there was no room to remember them.
+    unremembered: u64,
 }
 
 impl Sessions {
@@ -316,8 +326,8 @@ impl Sessions {
         if let Some(interval) = interval {
             programs.set_session_interval(interval)?;
         }
-        if !std::mem::replace(&mut self.remembered, remembered) && remembered {
-            // What was remembered for the last listener has gone on unheard.
+        if std::mem::replace(&mut self.remembered, remembered) != remembered {
+            // Those that nobody listens to go on unheard, so that nothing is known of them any more.
             programs.forget_sessions()?;
         }
         // In a cgroup that is new all sessions are heard of from the first on.
@@ -329,6 +339,19 @@ impl Sessions {
             programs.find_sessions()?;
         }
         Ok(())
+    }
+
+    /// Makes the kernel half report on those that go on. Whether more than before could not be remembered.
+    fn tick(&mut self, programs: &mut Programs) -> Result<bool, String> {
+        if !self.remembered {
+            return Ok(false);
+        }
+        let unremembered = programs.unremembered_sessions()?;
+        let news = std::mem::replace(&mut self.unremembered, unremembered) != unremembered;
+        if self.reported {
+            programs.report_sessions()?;
+        }
+        Ok(news)
     }
 }
 
@@ -485,6 +508,8 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
         ],
         Kind::TcpSession => &[
             "32,768 sessions are remembered at a time: what begins beyond is told when it ends, as one that was there before",
+            "sessions that were open before are reported on at intervals only in network namespaces without a hash table of their own \
+             (net.ipv4.tcp_child_ehash_entries); told when they end they are everywhere",
         ],
         Kind::TcpConnect => &[],
         Kind::TcpReset => &[

@@ -25,7 +25,7 @@ use dinle_ebpf::{
 use crate::{
     call::{self, Call},
     emit,
-    kernel::{Ptr, at, offset, read},
+    kernel::{Ptr, at, increment, offset, read},
     scope::{self, Subject},
     task::fill_task,
 };
@@ -73,6 +73,10 @@ static UNKNOWN: Array<Socket> = Array::with_max_entries(1, 0);
 /// In place of an element of `SOCKETS` while that is full.
 #[map]
 static SPARE: PerCpuArray<Socket> = PerCpuArray::with_max_entries(1, 0);
+
+/// Element 0: how many sessions and connects began while `SOCKETS` was full.
+#[map]
+static UNREMEMBERED: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Element 0: nanoseconds between two reports on a session that goes on. Written by the agent.
 #[map]
@@ -247,6 +251,10 @@ fn state_changed(sk: Ptr, old: u32, new: u32) -> i32 {
     let known = match SOCKETS.get_ptr_mut(&key) {
         Some(known) => known,
         None => {
+            if begins && let Some(count) = UNREMEMBERED.get_ptr_mut(0) {
+                // SAFETY: an element of an array is always valid.
+                unsafe { increment(count) };
+            }
             if new != CLOSE {
                 return 0;
             }
