@@ -19,7 +19,7 @@ use crate::{
     event::proto_kind,
     filter::Narrow,
     hub::{Hub, Stage},
-    kernel::{HookStatus, Narrowings, Programs, Scope, Wanted, WayStatus},
+    kernel::{AGAIN, HookStatus, Narrowings, Programs, Scope, Wanted, WayStatus},
     pipeline::Stats,
     workload::Index,
 };
@@ -252,19 +252,14 @@ impl Control {
 
     /// What the kernel skipped is told to all who listen to the hook's kinds: it cannot say whose events they were.
     fn tell_skipped(&mut self, before: &mut HashMap<String, u64>) {
-        for status in self.programs.status() {
-            let old = before
-                .insert(status.hook.clone(), status.skipped)
-                .unwrap_or(0);
-            if status.skipped <= old {
+        for (hook, skipped) in skipped_for_good(&self.programs.status()) {
+            let old = before.insert(hook.to_owned(), skipped).unwrap_or(0);
+            if skipped <= old {
                 continue;
             }
-            for &kind in Kind::ALL.iter().filter(|kind| uses(**kind, &status.hook)) {
-                self.hub.lose_everywhere(
-                    proto_kind(kind),
-                    Stage::KernelSkipped,
-                    status.skipped - old,
-                );
+            for &kind in Kind::ALL.iter().filter(|kind| uses(**kind, hook)) {
+                self.hub
+                    .lose_everywhere(proto_kind(kind), Stage::KernelSkipped, skipped - old);
             }
         }
     }
@@ -353,6 +348,19 @@ impl Sessions {
         }
         Ok(news)
     }
+}
+
+/// How often each hook was missed: where a second program makes up for the first, at most as often as either.
+fn skipped_for_good(hooks: &[HookStatus]) -> Vec<(&str, u64)> {
+    let firsts = hooks.iter().filter(|first| !first.hook.ends_with(AGAIN));
+    let missed = firsts.map(|first| {
+        let second = hooks.iter().find(|second| {
+            second.chosen.is_some() && second.hook.strip_suffix(AGAIN) == Some(&first.hook)
+        });
+        let skipped = second.map_or(first.skipped, |second| first.skipped.min(second.skipped));
+        (first.hook.as_str(), skipped)
+    });
+    missed.collect()
 }
 
 /// Every hook that some kind may need.
@@ -479,6 +487,7 @@ fn without(hook: &str) -> &'static str {
         "inet_csk_accept:return" => {
             "the process of an accepted session is known only if it does something with the session later"
         }
+        "inet_sock_set_state__again" => "more is skipped",
         "inet_sock_set_state" => "the process is not known",
         "tcp_v4_connect" | "tcp_v4_connect:return" | "tcp_v6_connect" | "tcp_v6_connect:return" => {
             "connects that fail at once are not seen for lack of a route, and told without an error for lack of a port"

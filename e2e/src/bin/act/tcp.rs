@@ -379,7 +379,7 @@ fn half_closed() -> io::Result<()> {
     end(client, How::Wait)
 }
 
-/// Connects twice where only one fits: the listener answers the second with a RST. Prints the port of the second.
+/// Connects twice where only one fits: the listener answers the other with a RST. Prints the port of that one.
 fn overflow() -> io::Result<()> {
     alone()?;
     fs::write("/proc/sys/net/ipv4/tcp_abort_on_overflow", "1")?;
@@ -393,13 +393,23 @@ fn overflow() -> io::Result<()> {
     )?;
     // SAFETY: has no preconditions.
     check(unsafe { libc::listen(listener.as_raw_fd(), 0) })?;
-    let mut first = TcpStream::connect(listener.local_addr()?)?;
-    let mut second = TcpStream::connect(listener.local_addr()?)?;
-    say(second.local_addr()?.port())?;
-    send(&mut first, 1)?;
-    send(&mut second, 1)?;
-    match second.read(&mut [0]) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-        other => Err(io::Error::other(format!("{other:?}"))),
+    let mut both = [
+        TcpStream::connect(listener.local_addr()?)?,
+        TcpStream::connect(listener.local_addr()?)?,
+    ];
+    for stream in &mut both {
+        stream.set_nonblocking(true)?;
+        send(stream, 1)?;
+    }
+    loop {
+        for stream in &mut both {
+            let port = stream.local_addr()?.port();
+            match stream.read(&mut [0]) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return say(port),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return Err(io::Error::other(format!("{other:?}"))),
+            }
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
