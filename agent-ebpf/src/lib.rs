@@ -42,7 +42,8 @@ pub trait Payload: FromBytes + IntoBytes + Immutable + KnownLayout + 'static {
 /// again), and its routes: sets of hooks, each of which is enough for the kind. The first whose hooks can all be attached is taken.
 /// What is named after `also` is attached where the kernel allows it, to hear more.
 ///
-/// A hook is the name of a tracepoint or of a kernel function's entry; with `:return` it is the function's return.
+/// A hook is the name of a tracepoint or of a kernel function's entry; with `:return` it is the function's return. With `__again` a
+/// second program is attached to the same, which does what the first did not because the kernel skipped it.
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $id:literal on $([$($hook:literal),+])or+ $(also [$($also:literal),+])?,)*) => {
         /// One type of event.
@@ -99,10 +100,11 @@ kinds! {
          "security_path_rename", "filename_renameat2:return", "vfs_truncate", "do_truncate", "do_truncate:return"] or
         ["sys_exit"],
     /// A TCP session, when it ends or is reported on.
-    TcpSession = 6 on ["inet_sock_set_state"] also ["inet_csk_accept:return"],
+    TcpSession = 6 on ["inet_sock_set_state"]
+        also ["inet_sock_set_state__again", "inet_csk_accept:return"],
     /// A connect that failed.
     TcpConnect = 7 on ["inet_sock_set_state"]
-        also ["tcp_v4_connect", "tcp_v4_connect:return", "tcp_v6_connect", "tcp_v6_connect:return"],
+        also ["inet_sock_set_state__again", "tcp_v4_connect", "tcp_v4_connect:return", "tcp_v6_connect", "tcp_v6_connect:return"],
     /// A RST, sent or received.
     TcpReset = 8 on ["tcp_send_reset", "tcp_receive_reset"]
         also ["inet_sock_set_state", "inet_csk_accept:return"],

@@ -92,8 +92,8 @@ pub struct Socket {
     pub flags: u16,
     /// Once it is closed, and its RST is still to be sent: its last state. Otherwise 0.
     pub closed: u16,
-    /// 0.
-    pub reserved: u16,
+    /// The last change of its state that was noted: the old one in the high byte, the new one in the low byte.
+    pub last: u16,
 }
 
 /// A connect that failed.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use dinle_ebpf::{Kind, Narrowing, SLOTS, drop::NETNS_MAX};
+use dinle_ebpf::{Kind, Narrowing, SLOTS, drop::NETNS_MAX, tcp::SOCKETS_MAX};
 use dinle_proto::v1;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -21,7 +21,7 @@ use crate::{
     event::{Symbols, proto_kind},
     filter::Narrow,
     hub::{Hub, Stage},
-    kernel::{HookStatus, Namespaces, Narrowings, Programs, Scope, Wanted, WayStatus},
+    kernel::{AGAIN, HookStatus, Namespaces, Narrowings, Programs, Scope, Wanted, WayStatus},
     pipeline::Stats,
     workload::Index,
 };
@@ -161,11 +161,12 @@ impl Control {
                     }
                     self.tell_skipped(&mut skipped);
                     self.detach_lingering(&mut lingering);
-                    if sessions.reported
-                        && let Err(error) = self.programs.report_sessions()
-                    {
-                        // Shown by `capabilities`; it fails each time in the same way.
-                        tracing::debug!(error, "sessions that go on are not reported on");
+                    match sessions.tick(&mut self.programs) {
+                        // More of them could not be remembered, and streams are told.
+                        Ok(true) => self.reconcile(&mut lingering, &mut sessions).await,
+                        Ok(false) => {}
+                        // It was told when somebody began to listen, and is the same each time.
+                        Err(error) => tracing::debug!(error, "sessions are not reported on"),
                     }
                     self.show();
                 }
@@ -226,6 +227,13 @@ impl Control {
             tracing::error!("{error}");
             notes.push(format!(
                 "TCP sessions that were open before are told only when they end ({error})"
+            ));
+        }
+        if sessions.unremembered > 0 {
+            notes.push(format!(
+                "{} TCP sessions began while {SOCKETS_MAX} others were open: they are told without their beginning, and some without \
+                 their process",
+                sessions.unremembered
             ));
         }
         look.wanted = demand.kinds & BY_NAMESPACE != 0;
@@ -326,19 +334,14 @@ impl Control {
 
     /// What the kernel skipped is told to all who listen to the hook's kinds: it cannot say whose events they were.
     fn tell_skipped(&mut self, before: &mut HashMap<String, u64>) {
-        for status in self.programs.status() {
-            let old = before
-                .insert(status.hook.clone(), status.skipped)
-                .unwrap_or(0);
-            if status.skipped <= old {
+        for (hook, skipped) in skipped_for_good(&self.programs.status()) {
+            let old = before.insert(hook.to_owned(), skipped).unwrap_or(0);
+            if skipped <= old {
                 continue;
             }
-            for &kind in Kind::ALL.iter().filter(|kind| kind.uses(&status.hook)) {
-                self.hub.lose_everywhere(
-                    proto_kind(kind),
-                    Stage::KernelSkipped,
-                    status.skipped - old,
-                );
+            for &kind in Kind::ALL.iter().filter(|kind| kind.uses(hook)) {
+                self.hub
+                    .lose_everywhere(proto_kind(kind), Stage::KernelSkipped, skipped - old);
             }
         }
     }
@@ -374,6 +377,8 @@ struct Sessions {
     remembered: bool,
     /// Those that go on are reported on.
     reported: bool,
+    /// How many began while there was no room to remember them.
+    unremembered: u64,
 }
 
 impl Sessions {
@@ -398,8 +403,8 @@ impl Sessions {
         if let Some(interval) = interval {
             programs.set_session_interval(interval)?;
         }
-        if !std::mem::replace(&mut self.remembered, remembered) && remembered {
-            // What was remembered for the last listener has gone on unheard.
+        if std::mem::replace(&mut self.remembered, remembered) != remembered {
+            // Those that nobody listens to go on unheard, so that nothing is known of them any more.
             programs.forget_sessions()?;
         }
         // In a cgroup that is new all sessions are heard of from the first on.
@@ -412,6 +417,32 @@ impl Sessions {
         }
         Ok(())
     }
+
+    /// Makes the kernel half report on those that go on. Whether more than before could not be remembered.
+    fn tick(&mut self, programs: &mut Programs) -> Result<bool, String> {
+        if !self.remembered {
+            return Ok(false);
+        }
+        let unremembered = programs.unremembered_sessions()?;
+        let news = std::mem::replace(&mut self.unremembered, unremembered) != unremembered;
+        if self.reported {
+            programs.report_sessions()?;
+        }
+        Ok(news)
+    }
+}
+
+/// How often each hook was missed: where a second program makes up for the first, at most as often as either.
+fn skipped_for_good(hooks: &[HookStatus]) -> Vec<(&str, u64)> {
+    let firsts = hooks.iter().filter(|first| !first.hook.ends_with(AGAIN));
+    let missed = firsts.map(|first| {
+        let second = hooks.iter().find(|second| {
+            second.chosen.is_some() && second.hook.strip_suffix(AGAIN) == Some(&first.hook)
+        });
+        let skipped = second.map_or(first.skipped, |second| first.skipped.min(second.skipped));
+        (first.hook.as_str(), skipped)
+    });
+    missed.collect()
 }
 
 /// Every hook that some kind may need.
@@ -572,6 +603,7 @@ fn without(hook: &str) -> &'static str {
             "the process of an accepted session is known only if it does something with the session later"
         }
         "sched_process_exec" => "network namespaces of new pods are known a second later",
+        "inet_sock_set_state__again" => "more is skipped",
         "inet_sock_set_state" => "the process is not known",
         "tcp_v4_connect" | "tcp_v4_connect:return" | "tcp_v6_connect" | "tcp_v6_connect:return" => {
             "connects that fail at once are not seen for lack of a route, and told without an error for lack of a port"
@@ -606,6 +638,8 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
         ],
         Kind::TcpSession => &[
             "32,768 sessions are remembered at a time: what begins beyond is told when it ends, as one that was there before",
+            "sessions that were open before are reported on at intervals only in network namespaces without a hash table of their own \
+             (net.ipv4.tcp_child_ehash_entries); told when they end they are everywhere",
         ],
         Kind::TcpConnect => &[],
         Kind::TcpReset => &[

@@ -9,7 +9,7 @@ mod tables;
 
 pub use btf::Names;
 pub use maps::{Counters, Loss, Namespaces, Narrowings, Scope, ScopeError, Wanted};
-pub use programs::{HookStatus, Programs, Way, WayStatus};
+pub use programs::{AGAIN, HookStatus, Programs, Way, WayStatus};
 pub use ring::{CgroupEvent, Nudge, Reader, Ring, Sleeper, boot_ns, boot_unix_ns};
 pub use tables::Tables;
 

@@ -25,7 +25,7 @@ use dinle_ebpf::{
 use crate::{
     call::{self, Call},
     emit,
-    kernel::{Ptr, at, offset, read},
+    kernel::{Ptr, at, increment, offset, read},
     scope::{self, Subject},
     task::fill_task,
 };
@@ -74,6 +74,10 @@ static UNKNOWN: Array<Socket> = Array::with_max_entries(1, 0);
 #[map]
 static SPARE: PerCpuArray<Socket> = PerCpuArray::with_max_entries(1, 0);
 
+/// Element 0: how many sessions and connects began while `SOCKETS` was full.
+#[map]
+static UNREMEMBERED: Array<u64> = Array::with_max_entries(1, 0);
+
 /// Element 0: nanoseconds between two reports on a session that goes on. Written by the agent.
 #[map]
 static SESSION_INTERVAL: Array<u64> = Array::with_max_entries(1, 0);
@@ -81,20 +85,25 @@ static SESSION_INTERVAL: Array<u64> = Array::with_max_entries(1, 0);
 // include/trace/events/sock.h: (const struct sock *sk, const int oldstate, const int newstate)
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn tp_btf__inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
-    state_changed(
-        ctx.arg(0),
-        ctx.arg::<i32>(1) as u32,
-        ctx.arg::<i32>(2) as u32,
-    )
+    state_changed(ctx.arg(0), ctx.arg(1), ctx.arg(2), false)
 }
 
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn raw_tracepoint__inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
-    state_changed(
-        ctx.arg(0),
-        ctx.arg::<i32>(1) as u32,
-        ctx.arg::<i32>(2) as u32,
-    )
+    state_changed(ctx.arg(0), ctx.arg(1), ctx.arg(2), false)
+}
+
+// The kernel skips a program that runs on the CPU already, as when a packet's work interrupts a process that closes another socket,
+// or where tracepoints can be preempted (7.x). One of the first is skipped with each of those, so these make up for it: one after
+// the other, both are seldom interrupted at once.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn tp_btf__inet_sock_set_state__again(ctx: BtfTracePointContext) -> i32 {
+    state_changed(ctx.arg(0), ctx.arg(1), ctx.arg(2), true)
+}
+
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn raw_tracepoint__inet_sock_set_state__again(ctx: RawTracePointContext) -> i32 {
+    state_changed(ctx.arg(0), ctx.arg(1), ctx.arg(2), true)
 }
 
 // include/trace/events/tcp.h: (const struct sock *sk, const struct sk_buff *skb), since 6.10 with a reason behind
@@ -224,8 +233,9 @@ unsafe fn learn(known: *mut Socket, sk: Ptr, cgroup_id: u64) {
     }
 }
 
+/// Notes a change of state. The second program of the two notes it only if the first did not.
 #[inline(always)]
-fn state_changed(sk: Ptr, old: u32, new: u32) -> i32 {
+fn state_changed(sk: Ptr, old: u32, new: u32, again: bool) -> i32 {
     // A listener comes and goes without a session, and some sockets are closed twice.
     if new == LISTEN || new == CLOSE && (old == LISTEN || old == CLOSE) || !is_tcp(sk) {
         return 0;
@@ -238,6 +248,20 @@ fn state_changed(sk: Ptr, old: u32, new: u32) -> i32 {
         }
         return 0;
     };
+    // A socket's states change one after the other, so that the last one tells whether this one was noted.
+    let change = ((old & 255) << 8 | new & 255) as u16;
+    if again {
+        match SOCKETS.get_ptr(&key) {
+            // SAFETY: an element that is valid.
+            Some(known) => {
+                if unsafe { (*known).last } == change {
+                    return 0;
+                }
+            }
+            None if new == CLOSE => return 0,
+            None => {}
+        }
+    }
     let begins = old == CLOSE || old == LISTEN;
     let flags = if begins { BPF_ANY } else { BPF_NOEXIST };
     if let Some(unknown) = UNKNOWN.get(0) {
@@ -247,6 +271,14 @@ fn state_changed(sk: Ptr, old: u32, new: u32) -> i32 {
     let known = match SOCKETS.get_ptr_mut(&key) {
         Some(known) => known,
         None => {
+            // What is not noted for lack of room is so for both programs.
+            if again {
+                return 0;
+            }
+            if begins && let Some(count) = UNREMEMBERED.get_ptr_mut(0) {
+                // SAFETY: an element of an array is always valid.
+                unsafe { increment(count) };
+            }
             if new != CLOSE {
                 return 0;
             }
@@ -270,6 +302,7 @@ fn state_changed(sk: Ptr, old: u32, new: u32) -> i32 {
                 _ => TcpSession::CONNECT,
             };
         }
+        (*known).last = change;
         learn(known, sk, subject.cgroup_id);
         // The first of the two ends that closes.
         if (*known).flags & (TcpSession::FIN_SENT | TcpSession::FIN_RECEIVED) == 0 {

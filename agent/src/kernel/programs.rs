@@ -75,6 +75,9 @@ impl Way {
 /// How the name of a function's return differs from that of its entry.
 const RETURN: &str = ":return";
 
+/// How the name of a hook's second program differs from that of its first.
+pub const AGAIN: &str = "__again";
+
 /// Present where the kernel has kprobes (CONFIG_KPROBE_EVENTS): a program is attached through the type in it.
 const KPROBES: &str = "/sys/bus/event_source/devices/kprobe/type";
 
@@ -436,7 +439,8 @@ impl Programs {
 
 /// What the kernel calls a hook.
 fn target(hook: &str) -> &str {
-    hook.strip_suffix(RETURN).unwrap_or(hook)
+    let hook = hook.strip_suffix(RETURN).unwrap_or(hook);
+    hook.strip_suffix(AGAIN).unwrap_or(hook)
 }
 
 /// Why this kernel cannot have such a hook, where that can be told without trying.
@@ -538,7 +542,7 @@ fn attach(program: &mut Program, hook: &str) -> Result<Link, ProgramError> {
             Link::TpBtf(program.take_link(id)?)
         }
         Program::RawTracePoint(program) => {
-            let id = program.attach(hook)?;
+            let id = program.attach(target(hook))?;
             Link::RawTracepoint(program.take_link(id)?)
         }
         Program::FEntry(program) => {

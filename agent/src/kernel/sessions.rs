@@ -44,6 +44,17 @@ impl Programs {
         Ok(())
     }
 
+    /// How many began while the kernel half could not remember more, since it was loaded.
+    pub fn unremembered_sessions(&self) -> Result<u64, String> {
+        let failed = |error: MapError| format!("UNREMEMBERED cannot be read ({})", causes(&error));
+        let Some(map) = self.ebpf.map("UNREMEMBERED") else {
+            return Err("the object has no map UNREMEMBERED".to_owned());
+        };
+        Array::try_from(map)
+            .and_then(|map: Array<_, u64>| map.get(&0, 0))
+            .map_err(failed)
+    }
+
     /// How long to wait between two reports on a session that goes on.
     pub fn set_session_interval(&mut self, interval: Duration) -> Result<(), String> {
         let failed =

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use dinle_e2e::{act::act, cgroup::Cgroup, stream::Stream};
+use dinle_e2e::{act::act, cgroup::Cgroup, patience::eventually, pods::Pod, stream::Stream};
 use dinle_proto::v1::{
     Direction, Endpoint, Event, Filter, Kind, SubscribeRequest, TcpConnect, TcpDirection, TcpEnd,
     TcpReset, TcpRetransmit, TcpSession, TcpState, event::Detail,
@@ -109,15 +109,20 @@ struct Shop {
     cart: Cgroup,
 }
 
+/// Tells the agent of other pods than the one that it knows, and waits until it has read them.
+fn knows(lab: &Lab, pods: &[&Pod]) {
+    lab.agent.set_pods(pods);
+    eventually("the pods are known", || {
+        let source = lab.agent.status().pod_source;
+        source.is_some_and(|source| source.pods as usize == pods.len())
+    });
+}
+
 impl Shop {
     fn new() -> Self {
         let lab = Lab::new();
         let (cart_pod, cart) = lab.tree.app("cart");
-        lab.agent.set_pods(&[&lab.pod, &cart_pod]);
-        dinle_e2e::patience::eventually("both pods are known", || {
-            let source = lab.agent.status().pod_source;
-            source.is_some_and(|source| source.pods == 2)
-        });
+        knows(&lab, &[&lab.pod, &cart_pod]);
         Self { lab, cart }
     }
 }
@@ -200,37 +205,33 @@ fn a_connection_of_ipv6_is_told_by_both_ends_to_the_byte() {
 #[test]
 fn the_other_end_has_the_name_of_the_pod_that_has_its_address() {
     const SERVER: &str = "127.77.0.1";
-    let shop = Shop::new();
-    let web = shop.lab.pod.clone().address(SERVER).address("fd00::77");
-    shop.lab.agent.set_pods(&[&web]);
-    let mut stream = shop.lab.agent.subscribe(request());
-    let mut server = Talker::start(&shop.lab.app, &["listen", SERVER, "50", "1", "1", "wait"]);
+    let lab = Lab::new();
+    let web = lab.pod.clone().address(SERVER).address("fd00::77");
+    knows(&lab, &[&web, &Pod::new("other")]);
+    let mut stream = lab.agent.subscribe(request());
+    let mut server = Talker::start(&lab.app, &["listen", SERVER, "1", "1", "1", "wait"]);
     let target = format!("{SERVER}:{}", server.line());
-    // The agent learns of the address when it reads its pods again.
-    let named = |stream: &Stream| {
-        let sessions = sessions(stream).into_iter();
-        let mut ends = sessions.filter_map(|(_, session)| session.remote.clone());
-        ends.find_map(|end| end.workload)
-    };
-    while named(&stream).is_none() {
-        let before = sessions(&stream).len();
-        let client = ["tcp", "connect", &target, "1", "1", "1", "close"];
-        shop.lab.app.succeed(act(client));
-        stream.until("both ends", |stream| sessions(stream).len() >= before + 2);
-    }
-    let name = named(&stream).unwrap();
+    lab.app
+        .succeed(act(["tcp", "connect", &target, "1", "1", "1", "close"]));
+    server.finish();
+    stream.until("both ends", |stream| sessions(stream).len() >= 2);
+    let (_, session) = session_of(&stream, TcpDirection::Connect);
+    let remote = session.remote.as_ref().unwrap();
+    let name = remote.workload.as_ref().unwrap();
     assert_eq!(
-        (name.namespace.as_str(), name.pod.as_str()),
-        ("shop", "web")
+        (
+            name.node.as_str(),
+            name.namespace.as_str(),
+            name.pod.as_str()
+        ),
+        ("test-node", "shop", "web")
     );
-    for (_, session) in sessions(&stream) {
-        let (local, remote) = (session.local.as_ref(), session.remote.as_ref());
-        assert_eq!(local.unwrap().workload, None, "that is the event's own");
-        // Nobody has the address that the client connects from.
-        assert!(remote.unwrap().workload.is_none() || remote.unwrap().address == SERVER);
-    }
-    _ = server.child.kill();
-    _ = server.child.wait();
+    assert_eq!(session.local.as_ref().unwrap().workload, None);
+    // Nobody has the address that the client connects from.
+    let (_, session) = session_of(&stream, TcpDirection::Accept);
+    assert_eq!(session.local.as_ref().unwrap().address, SERVER);
+    assert_eq!(session.local.as_ref().unwrap().workload, None);
+    assert_eq!(session.remote.as_ref().unwrap().workload, None);
 }
 
 #[test]
@@ -377,6 +378,41 @@ fn closing_with_unread_bytes_is_a_reset() {
     let (event, connected) = session_of(&stream, TcpDirection::Connect);
     assert_eq!(connected.end(), TcpEnd::RstReceived);
     assert_eq!(event.process.as_ref().unwrap().pid, ran.pid);
+}
+
+#[test]
+fn a_listener_that_has_no_room_resets_whom_it_names() {
+    let lab = Lab::new();
+    let mut stream = lab.agent.subscribe(SubscribeRequest {
+        kinds: vec![Kind::TcpReset.into()],
+        ..request()
+    });
+    let mut talker = Talker::start(&lab.app, &["overflow"]);
+    let port: u32 = talker.line().parse().unwrap();
+    talker.finish();
+    // The listener's, and its arrival. What was never accepted is reset at the end.
+    let of_port = |stream: &Stream| {
+        let resets = resets(stream).into_iter();
+        let about = |end: &Option<Endpoint>| end.as_ref().unwrap().port == port;
+        let ours = resets.filter(|(_, reset)| about(&reset.local) || about(&reset.remote));
+        ours.map(|(_, reset)| reset.clone()).collect::<Vec<_>>()
+    };
+    stream.until("both", |stream| of_port(stream).len() >= 2);
+    stream.heartbeat();
+    let told = of_port(&stream);
+    assert_eq!(told.len(), 2, "{told:?}");
+    let one = |direction: Direction| {
+        told.iter()
+            .find(|reset| reset.direction() == direction)
+            .unwrap()
+    };
+    let (sent, received) = (one(Direction::Sent), one(Direction::Received));
+    assert_eq!(sent.state(), TcpState::Listen);
+    assert_eq!(sent.remote.as_ref().unwrap().address, "127.0.0.1");
+    assert_eq!(
+        (&sent.local, &sent.remote),
+        (&received.remote, &received.local)
+    );
 }
 
 #[test]

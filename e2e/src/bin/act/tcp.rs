@@ -51,6 +51,7 @@ pub(super) fn run(args: &[OsString]) -> io::Result<ExitCode> {
         (["stuck"], _) => stuck(),
         (["unread"], _) => unread(),
         (["halfclosed"], _) => half_closed(),
+        (["overflow"], _) => overflow(),
         _ => return Err(io::Error::other("there is no such command of tcp")),
     }
     .map(|()| ExitCode::SUCCESS)
@@ -376,4 +377,39 @@ fn half_closed() -> io::Result<()> {
     receive(&mut client, 1300)?;
     drop(server);
     end(client, How::Wait)
+}
+
+/// Connects twice where only one fits: the listener answers the other with a RST. Prints the port of that one.
+fn overflow() -> io::Result<()> {
+    alone()?;
+    fs::write("/proc/sys/net/ipv4/tcp_abort_on_overflow", "1")?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    // The kernel makes a socket of a connection only when its first bytes come, and keeps one more than the backlog.
+    option(
+        &listener,
+        libc::IPPROTO_TCP,
+        libc::TCP_DEFER_ACCEPT,
+        &30_i32,
+    )?;
+    // SAFETY: has no preconditions.
+    check(unsafe { libc::listen(listener.as_raw_fd(), 0) })?;
+    let mut both = [
+        TcpStream::connect(listener.local_addr()?)?,
+        TcpStream::connect(listener.local_addr()?)?,
+    ];
+    for stream in &mut both {
+        stream.set_nonblocking(true)?;
+        send(stream, 1)?;
+    }
+    loop {
+        for stream in &mut both {
+            let port = stream.local_addr()?.port();
+            match stream.read(&mut [0]) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return say(port),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return Err(io::Error::other(format!("{other:?}"))),
+            }
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
