@@ -163,7 +163,7 @@ impl Control {
                     self.detach_lingering(&mut lingering);
                     match sessions.tick(&mut self.programs) {
                         // More of them could not be remembered, and streams are told.
-                        Ok(true) => self.reconcile(&mut lingering, &mut sessions).await,
+                        Ok(true) => self.reconcile(&mut lingering, &mut sessions, &mut look).await,
                         Ok(false) => {}
                         // It was told when somebody began to listen, and is the same each time.
                         Err(error) => tracing::debug!(error, "sessions are not reported on"),
