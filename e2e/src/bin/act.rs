@@ -53,6 +53,7 @@ const USAGE: &str = "act COMMAND
   hold                              say `ready`, and stay until standard input ends
   joinnet PID PROGRAM [ARG…]        execute that in the network namespace of a process
   udp N PORT                        send so many datagrams to a port of 127.0.0.1; udp6: of ::1
+  udpports N                        send a datagram to each of so many ports of 127.0.0.1
   udpsum N PORT                     the same with a wrong checksum
   udpfull N PORT                    the same to an own socket with little room; end with the number of those that had none
   refused N PORT                    be refused so often at a port of 127.0.0.1
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         ("joinnet", [pid, program @ ..]) => drop_packets::join_network(number(pid), program),
         ("udp", [times, port]) => drop_packets::udp(number(times), number(port)),
         ("udp6", [times, port]) => drop_packets::udp6(number(times), number(port)),
+        ("udpports", [ports]) => drop_packets::udp_ports(number(ports)),
         ("udpsum", [times, port]) => drop_packets::udp_checksum(number(times), number(port)),
         ("udpfull", [times, port]) => drop_packets::udp_full(number(times), number(port)),
         ("refused", [times, port]) => drop_packets::tcp(number(times), number(port)),

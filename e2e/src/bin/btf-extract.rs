@@ -103,6 +103,9 @@ impl<'a> Full<'a> {
                     needed.extend([id, self.types[id as usize][2]]);
                 }
                 needed.extend(self.named(&format!("btf_trace_{tracepoint}"), &[TYPEDEF]));
+            } else if let Some(member) = path.strip_prefix("enumerator:") {
+                let name = member.split(':').next().unwrap_or_default();
+                needed.extend(self.named(name, &[ENUM]));
             } else {
                 let mut names = path.split('.');
                 let mut at = self.named(names.next().unwrap_or_default(), &[STRUCT, UNION]);

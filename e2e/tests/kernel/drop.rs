@@ -13,7 +13,7 @@ use dinle_e2e::{
     stream::{Book, Stream, assert_invalid},
 };
 use dinle_proto::v1::{
-    Attribution, Drop, DropCount, Event, Filter, Kind, SubscribeRequest, event::Detail,
+    Attribution, Drop, DropCount, Event, Filter, Kind, LossStage, SubscribeRequest, event::Detail,
 };
 
 use crate::{Lab, shop};
@@ -25,23 +25,22 @@ const TCP: u32 = 6;
 const IPV4: u32 = 0x0800;
 const IPV6: u32 = 0x86dd;
 
-/// Whether this kernel gives a reason (5.17), and the socket (6.11): a name that its types have.
+/// Whether the kernel's types have a name.
 fn kernel_has(name: &str) -> bool {
-    static TYPES: LazyLock<Vec<u8>> =
-        LazyLock::new(|| fs::read("/sys/kernel/btf/vmlinux").expect("the kernel's types"));
-    let name = format!("\0{name}\0");
-    TYPES
-        .windows(name.len())
-        .any(|window| window == name.as_bytes())
+    let types = fs::read("/sys/kernel/btf/vmlinux").expect("the kernel's types");
+    let names = types.split(|&byte| byte == 0);
+    names.into_iter().any(|known| known == name.as_bytes())
 }
+
+/// Whether this kernel gives a reason (5.17).
+static REASONS: LazyLock<bool> = LazyLock::new(|| kernel_has("skb_drop_reason"));
+
+/// Whether this kernel gives the socket (6.11).
+static SOCKETS: LazyLock<bool> = LazyLock::new(|| kernel_has("rx_sk"));
 
 /// What a reason is called here.
 fn reason(name: &str) -> &str {
-    if kernel_has("skb_drop_reason") {
-        name
-    } else {
-        ""
-    }
+    if *REASONS { name } else { "" }
 }
 
 fn drops(kinds: &[Kind]) -> SubscribeRequest {
@@ -205,7 +204,7 @@ fn protocols_and_reasons_are_told_apart() {
     until(&mut stream, "NO_SOCKET", UDP, 7);
     let six = rows(&stream).filter(|(_, row)| row.ether_type == IPV6);
     assert_eq!(six.map(|(_, row)| row.count).sum::<u64>(), 7);
-    if kernel_has("skb_drop_reason") {
+    if *REASONS {
         lab.app.succeed(newnet(&["udpsum", "11", "4499"]));
         until(&mut stream, "UDP_CSUM", UDP, 11);
     }
@@ -219,7 +218,7 @@ fn a_full_socket_drops_what_it_cannot_take() {
     let dropped = ran.status.code().expect("a code");
     assert!((1..100).contains(&dropped), "{dropped}");
     until(&mut stream, "SOCKET_RCVBUFF", UDP, dropped as u64);
-    if !kernel_has("sk_skb_reason_drop") {
+    if !*SOCKETS {
         return;
     }
     // The socket says which container it is of.
@@ -232,6 +231,55 @@ fn a_full_socket_drops_what_it_cannot_take() {
     let ran = lab.app.run(act(["udpfull", "100", "4499"]));
     let more = ran.status.code().expect("a code");
     until(&mut stream, "SOCKET_RCVBUFF", UDP, (dropped + more) as u64);
+}
+
+#[test]
+fn a_rule_of_the_pods_own_firewall_drops() {
+    let rules = "iptables -A INPUT -p udp --dport 4499 -j DROP";
+    let works = act(["newnet", "/bin/sh", "-c", rules]).output();
+    if !works.is_ok_and(|output| output.status.success()) {
+        eprintln!("left out: this machine has no iptables");
+        return;
+    }
+    let lab = Lab::new();
+    let mut stream = lab.agent.subscribe(counts());
+    let path = act_path();
+    let script = format!("{rules} && exec {} udp 23 4499", path.display());
+    lab.app.succeed(act(["newnet", "/bin/sh", "-c", &script]));
+    until(&mut stream, "NETFILTER_DROP", UDP, 23);
+    assert_eq!(sum(&stream, "NO_SOCKET", UDP), 0);
+}
+
+#[test]
+fn what_finds_no_room_in_the_table_is_told_as_lost() {
+    const PORTS: u64 = 20_000;
+    let lab = Lab::new();
+    let mut stream = lab.agent.subscribe(SubscribeRequest {
+        filter: None,
+        ..counts()
+    });
+    // Nobody makes room meanwhile.
+    lab.agent.signal(libc::SIGSTOP);
+    lab.app.succeed(newnet(&["udpports", &PORTS.to_string()]));
+    lab.agent.signal(libc::SIGCONT);
+    let lost = |stream: &Stream| stream.told_lost(Kind::DropCount, LossStage::KernelTable);
+    stream.until("everything is told or lost", |stream| {
+        sum(stream, "NO_SOCKET", UDP) + lost(stream) >= PORTS
+    });
+    stream.heartbeat();
+    let told = sum(&stream, "NO_SOCKET", UDP);
+    assert!(told > 0 && told < PORTS, "{told}");
+    assert_eq!(told + lost(&stream), PORTS);
+    // Rows go with the turn after theirs: then there is room again.
+    let snapshots = stream.snapshots.len();
+    stream.until("three more snapshots", |stream| {
+        stream.snapshots.len() >= snapshots + 3
+    });
+    lab.app.succeed(newnet(&["udpports", "100"]));
+    stream.until("what came after", |stream| {
+        sum(stream, "NO_SOCKET", UDP) >= told + 100
+    });
+    assert_eq!(told + lost(&stream), PORTS);
 }
 
 #[test]

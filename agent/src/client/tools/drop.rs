@@ -107,6 +107,17 @@ const PROTO: Column = column("PROTO", 6, 8, |seen| match &seen.event.detail {
     Some(Detail::DropCount(count)) => protocol(count.protocol, count.ether_type),
     _ => NONE.to_owned(),
 });
+/// Tells IPv4 from IPv6, as bcc's tools do.
+const IP: Column = column("IP", 2, 2, |seen| {
+    of_count(seen, |count| {
+        match count.ether_type {
+            0x0800 => "4",
+            0x86dd => "6",
+            _ => NONE,
+        }
+        .to_owned()
+    })
+});
 const BY: Column = column("BY", 6, 6, |seen| match &seen.event.detail {
     Some(Detail::Drop(drop)) => attribution(drop.attribution),
     Some(Detail::DropCount(count)) => attribution(count.attribution),
@@ -191,7 +202,7 @@ impl Pktdrop {
         let columns = if self.samples {
             vec![REASON, PROTO, FROM, TO, IFACE, LEN, LOCATION]
         } else {
-            vec![COUNT, BYTES, REASON, PROTO, PORT]
+            vec![COUNT, BYTES, REASON, IP, PROTO, PORT]
         };
         self.common.run(request, columns, vec![BY], screen).await
     }

@@ -52,7 +52,16 @@ pub(crate) fn udp(times: u32, port: u16) -> io::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The same with IPv6.
+/// Sends one datagram to each port from 1 on.
+pub(crate) fn udp_ports(ports: u16) -> io::Result<ExitCode> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, u16::MAX))?;
+    for port in 1..=ports {
+        socket.send_to(&[0; 10], (Ipv4Addr::LOCALHOST, port))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Sends datagrams of 10 bytes to a port of IPv6.
 pub(crate) fn udp6(times: u32, port: u16) -> io::Result<ExitCode> {
     let socket = UdpSocket::bind("[::1]:0")?;
     for _ in 0..times {
