@@ -388,7 +388,7 @@ mod tests {
     fn the_other_end_is_named_until_workloads_change() {
         let index = Index::new("n1");
         let mut peers = Peers::default();
-        let mut named = |peers: &mut Peers| {
+        let named = |peers: &mut Peers| {
             let end = |address: &str| {
                 Some(v1::Endpoint {
                     address: address.to_owned(),
