@@ -656,3 +656,36 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
         ],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Way;
+
+    fn skipped(hook: &str, skipped: u64, chosen: Option<Way>) -> HookStatus {
+        HookStatus {
+            hook: hook.to_owned(),
+            ways: Vec::new(),
+            chosen,
+            attached: true,
+            failure: None,
+            skipped,
+        }
+    }
+
+    #[test]
+    fn what_a_second_program_notes_is_not_missed() {
+        let way = Some(Way::TpBtf);
+        let hooks = [
+            skipped("alone", 3, way),
+            skipped("first", 5, way),
+            skipped("first__again", 2, way),
+            skipped("other", 7, way),
+            skipped("other__again", 0, None),
+        ];
+        assert_eq!(
+            skipped_for_good(&hooks),
+            [("alone", 3), ("first", 2), ("other", 7)]
+        );
+    }
+}

@@ -917,21 +917,21 @@ mod tests {
         };
         let kinds = only(v1::Kind::TcpConnect);
         // Either, local, remote; whether it matches.
-        let table: [(&[u32], &[u32], &[u32], bool); 8] = [
-            (&[443], &[], &[], true),
-            (&[1, 40_000], &[], &[], true),
-            (&[1], &[], &[], false),
-            (&[], &[40_000], &[], true),
-            (&[], &[443], &[], false),
-            (&[], &[], &[443, 80], true),
-            (&[], &[], &[40_000], false),
-            (&[443], &[40_000], &[443], true),
+        let table = [
+            (vec![443], vec![], vec![], true),
+            (vec![1, 40_000], vec![], vec![], true),
+            (vec![1], vec![], vec![], false),
+            (vec![], vec![40_000], vec![], true),
+            (vec![], vec![443], vec![], false),
+            (vec![], vec![], vec![443, 80], true),
+            (vec![], vec![], vec![40_000], false),
+            (vec![443], vec![40_000], vec![443], true),
         ];
         for (ports, local_ports, remote_ports, expected) in table {
             let filter = v1::Filter {
-                ports: ports.to_vec(),
-                local_ports: local_ports.to_vec(),
-                remote_ports: remote_ports.to_vec(),
+                ports,
+                local_ports,
+                remote_ports,
                 ..v1::Filter::default()
             };
             assert_eq!(matches(&filter, kinds, &event), expected, "{filter:?}");

@@ -29,34 +29,42 @@ fn request() -> SubscribeRequest {
 }
 
 fn sessions(stream: &Stream) -> Vec<(&Event, &TcpSession)> {
-    let pick = |detail| match detail {
-        &Detail::TcpSession(ref session) => Some(session),
-        _ => None,
-    };
+    fn pick(detail: &Detail) -> Option<&TcpSession> {
+        match detail {
+            Detail::TcpSession(session) => Some(session),
+            _ => None,
+        }
+    }
     stream.details(pick).collect()
 }
 
 fn connects(stream: &Stream) -> Vec<(&Event, &TcpConnect)> {
-    let pick = |detail| match detail {
-        &Detail::TcpConnect(ref connect) => Some(connect),
-        _ => None,
-    };
+    fn pick(detail: &Detail) -> Option<&TcpConnect> {
+        match detail {
+            Detail::TcpConnect(connect) => Some(connect),
+            _ => None,
+        }
+    }
     stream.details(pick).collect()
 }
 
 fn resets(stream: &Stream) -> Vec<(&Event, &TcpReset)> {
-    let pick = |detail| match detail {
-        &Detail::TcpReset(ref reset) => Some(reset),
-        _ => None,
-    };
+    fn pick(detail: &Detail) -> Option<&TcpReset> {
+        match detail {
+            Detail::TcpReset(reset) => Some(reset),
+            _ => None,
+        }
+    }
     stream.details(pick).collect()
 }
 
 fn retransmits(stream: &Stream) -> Vec<(&Event, &TcpRetransmit)> {
-    let pick = |detail| match detail {
-        &Detail::TcpRetransmit(ref segment) => Some(segment),
-        _ => None,
-    };
+    fn pick(detail: &Detail) -> Option<&TcpRetransmit> {
+        match detail {
+            Detail::TcpRetransmit(segment) => Some(segment),
+            _ => None,
+        }
+    }
     stream.details(pick).collect()
 }
 
