@@ -12,9 +12,9 @@ use prost::Message as _;
 /// Between two snapshots, unless a stream asks for another time.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Rows that are kept at most, at some 500 bytes each: twice what the kernel's tables hold. More come together only where cgroups come and
+/// Rows that are kept at most, at some 500 bytes each: more than the kernel's tables hold. More come together only where cgroups come and
 /// go while a client asks for long intervals, or does not read.
-const ROWS_MAX: usize = 4096;
+const ROWS_MAX: usize = 12_288;
 
 /// One stream's.
 #[derive(Debug)]
