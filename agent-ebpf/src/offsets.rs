@@ -359,8 +359,8 @@ offsets! {
     netdev_net = "net_device.nd_net.net";
     /// Number of a network namespace.
     net_inum = "net.ns.inum";
-    /// Another one, never used again (5.12; before, most have none).
-    net_cookie = "net.net_cookie";
+    /// A random one.
+    net_hash_mix = "net.hash_mix";
     /// Network namespace of a socket.
     socket_net = "sock_common.skc_net.net";
     /// State of a socket.

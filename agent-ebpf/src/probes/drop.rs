@@ -102,16 +102,13 @@ fn host_net(task: Ptr) -> Ptr {
     task_net(read(namespace, offset!(pid_namespace_reaper)))
 }
 
-/// What a network namespace is known by. Numbers of its inode are soon used again; a cookie never is.
+/// What a network namespace is known by. The number of its inode is soon used again, so what the kernel salts its hashes with is added:
+/// a random number of each. (Cookies, which are never used again, are there since 5.12 only.)
 #[inline(always)]
 fn key(net: Ptr) -> u64 {
-    /// Cookies count from 1.
-    const NO_COOKIE: u64 = 1 << 63;
-    let cookie: u64 = read(net, offset!(net_cookie));
-    if cookie != 0 {
-        return cookie;
-    }
-    NO_COOKIE | u64::from(read::<u32>(net, offset!(net_inum)))
+    let salt: u32 = read(net, offset!(net_hash_mix));
+    let number: u32 = read(net, offset!(net_inum));
+    u64::from(salt) << 32 | u64::from(number)
 }
 
 /// Remembers that what happens in the network namespace is the pod's of this cgroup.

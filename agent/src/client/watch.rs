@@ -44,7 +44,7 @@ Examples:
 /// Arguments of `dinle watch`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Watch {
-    /// Kinds of events, separated with commas, such as exec, exit, file_delete, tcp_session; a wrong one lists them all [default: exec and exit; with --binary only exec, with --failed only exit]
+    /// Kinds of events, separated with commas: exec, exit, fork, file_open, file_delete, tcp_session, tcp_connect, tcp_reset, tcp_retransmit, block_io, block_latency, drop, drop_count [default: exec and exit; with --binary only exec, with --failed only exit]
     #[arg(long, value_name = "KINDS", value_delimiter = ',', value_parser = parse_kind)]
     kinds: Vec<v1::Kind>,
     /// How to print: text in columns, with more columns, or protobuf JSON with one event a line

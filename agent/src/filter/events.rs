@@ -952,6 +952,37 @@ mod tests {
     }
 
     #[test]
+    fn reasons_are_asked_of_what_has_them() {
+        let drop = |reason: &str| v1::Event {
+            kind: v1::Kind::DropCount.into(),
+            detail: Some(Detail::DropCount(v1::DropCount {
+                reason: reason.to_owned(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        };
+        let filter = v1::Filter {
+            reason: vec![exact("NO_SOCKET"), glob("NETFILTER_*")],
+            ..Default::default()
+        };
+        let parsed = Filter::parse(Some(&filter), only(v1::Kind::DropCount)).expect("a filter");
+        let mut family = Family::default();
+        for (reason, expected) in [
+            ("NO_SOCKET", true),
+            ("NETFILTER_DROP", true),
+            ("UDP_CSUM", false),
+            ("", false),
+        ] {
+            assert_eq!(parsed.matches(&drop(reason), &mut family), expected);
+        }
+        assert_eq!(
+            refused(&filter, only(v1::Kind::TcpSession)),
+            "filter.reason: KIND_TCP_SESSION has no reason; \
+             ask for KIND_TCP_RESET, KIND_DROP and KIND_DROP_COUNT alone"
+        );
+    }
+
+    #[test]
     fn refusals_say_what_to_ask_instead() {
         let binary = v1::Filter {
             binary: vec![exact("/bin/sh")],

@@ -243,7 +243,7 @@ async fn what_a_stream_ends_with_is_told_though_its_queue_is_full() {
 
 #[tokio::test]
 async fn rows_beyond_the_bound_are_lost_and_told() {
-    const BOUND: u64 = 4096;
+    const BOUND: u64 = 12_288;
     let (hub, mut publisher) = hub();
     let mut subscription = subscribe(&hub, asked());
     publisher.refresh();
