@@ -291,6 +291,97 @@ async fn execsnoop_has_its_own_columns() {
     assert_eq!(result.expect("fine"), ExitCode::SUCCESS);
 }
 
+/// Two snapshots of two seconds each: the pod's reads in both, a write of somebody unknown in the second.
+fn snapshots() -> Vec<Result<Message, Status>> {
+    let row = |cgroup_id, operation: v1::BlockOperation, count: u64| v1::Event {
+        kind: v1::Kind::BlockLatency.into(),
+        cgroup_id,
+        detail: Some(Detail::BlockLatency(v1::BlockLatency {
+            disk: "sda".to_owned(),
+            operation: operation.into(),
+            count,
+            bytes: count * 4096,
+            device_ns: count * 1_000_000,
+            queued_ns: 0,
+            buckets: vec![0, count],
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let snapshot = |start: i64, events: Vec<v1::Event>| {
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        Message::Snapshot(v1::Snapshot {
+            start: at(start),
+            end: at(start + 2),
+            events,
+        })
+    };
+    let books = v1::KindBooks {
+        kind: v1::Kind::BlockLatency.into(),
+        matched: 3,
+        delivered: 3,
+        ..Default::default()
+    };
+    let read = |count| row(70, v1::BlockOperation::Read, count);
+    [
+        Message::Plan(a_plan()),
+        snapshot(10, vec![read(2)]),
+        snapshot(12, vec![read(4), row(99, v1::BlockOperation::Write, 1)]),
+        Message::Heartbeat(v1::Heartbeat {
+            books: vec![books],
+            end: v1::EndReason::MaxDuration.into(),
+            ..Default::default()
+        }),
+    ]
+    .map(Ok)
+    .to_vec()
+}
+
+#[tokio::test]
+async fn latencies_are_drawn_with_their_pod() {
+    let Printed { out, err, result } = run(&scripted(snapshots()), "biolatency").await;
+    let lines = squeezed(&out);
+    let headings: Vec<_> = lines
+        .iter()
+        .filter(|line| line.contains(" request"))
+        .collect();
+    assert_eq!(
+        headings,
+        [
+            "00:00:14.000 node-1 - - - sda write: 1 request, 4.0K, 1.00 ms in the device and 0.00 ms queued on average",
+            "00:00:14.000 node-1 shop web-0 app sda read: 6 requests, 24.0K, 1.00 ms in the device and 0.00 ms queued on average",
+        ]
+    );
+    assert!(lines[3].starts_with("2 -> 3 : 1 |****"), "{lines:?}");
+    assert_eq!(
+        err,
+        format!("{WARNINGS}books: block_latency matched 3 = delivered 3 + lost 0\n")
+    );
+    assert_eq!(result.expect("fine"), ExitCode::SUCCESS);
+
+    let Printed { out, .. } = run(&scripted(snapshots()), "biolatency -o json").await;
+    assert_eq!(out.lines().count(), 3, "a row is a line: {out}");
+}
+
+#[tokio::test]
+async fn a_ranking_that_nobody_watches_is_a_table_for_each_interval() {
+    let Printed { out, result, .. } = run(&scripted(snapshots()), "top disk --sort req/s").await;
+    let names = "NODE NAMESPACE POD CONTAINER DISK OPERATION BYTES/s REQ/s AVG(ms) P99(ms) QUE(ms)";
+    assert_eq!(
+        squeezed(&out),
+        [
+            names,
+            "node-1 shop web-0 app sda read 4.0K 1.0 1.00 0.00 0.00",
+            "",
+            names,
+            "node-1 shop web-0 app sda read 8.0K 2.0 1.00 0.00 0.00",
+            "node-1 - - - sda write 2.0K 0.5 1.00 0.00 0.00",
+            "",
+        ]
+    );
+    assert_eq!(result.expect("fine"), ExitCode::SUCCESS);
+}
+
 #[tokio::test]
 async fn a_header_comes_without_events_and_can_be_left_out() {
     let quiet = || {

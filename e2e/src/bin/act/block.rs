@@ -97,8 +97,8 @@ fn operation(file: &File, name: &str, memory: &Aligned, bytes: usize, at: u64) -
         done if done as usize == bytes => Ok(()),
         done => Err(io::Error::other(format!("{done} of {bytes} bytes"))),
     };
-    // SAFETY: the memory has that many bytes.
     match name {
+        // SAFETY: the memory has that many bytes.
         "read" => whole(unsafe { libc::pread(fd, memory.0.cast(), bytes, offset) }),
         // SAFETY: as above.
         "write" => whole(unsafe { libc::pwrite(fd, memory.0.cast(), bytes, offset) }),
