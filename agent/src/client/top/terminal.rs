@@ -12,7 +12,7 @@ use std::{
 
 use crossterm::{
     cursor::{Hide, MoveTo, Show},
-    event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
+    event::{Event, KeyCode, KeyEventKind, KeyModifiers, poll, read},
     execute, queue,
     style::Print,
     terminal::{
@@ -118,9 +118,9 @@ pub(super) fn keys() -> io::Result<impl Stream<Item = Poke> + Unpin> {
     let (sender, receiver) = mpsc::channel(KEYS_MAX);
     let wait = move || {
         while !sender.is_closed() {
-            let pressed = match event::poll(LOOK) {
+            let pressed = match poll(LOOK) {
                 Ok(false) => continue,
-                Ok(true) => event::read(),
+                Ok(true) => read(),
                 Err(error) => Err(error),
             };
             // A terminal that cannot be read has no keys.
