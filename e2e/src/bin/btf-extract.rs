@@ -91,7 +91,15 @@ impl<'a> Full<'a> {
     fn needed(&self, paths: &[&str]) -> Result<BTreeSet<u32>> {
         let mut needed = BTreeSet::new();
         for path in paths {
-            if let Some(name) = path.strip_prefix("size:") {
+            // What is added to a value needs no type.
+            let path = path.split('+').next().unwrap_or_default();
+            let function = path.strip_prefix("param:").or(path.strip_prefix("params:"));
+            if let Some(function) = function {
+                let name = function.split(':').next().unwrap_or_default();
+                for id in self.named(name, &[FUNC]) {
+                    needed.extend([id, self.types[id as usize][2]]);
+                }
+            } else if let Some(name) = path.strip_prefix("size:") {
                 for id in self.named(name, &[INT, STRUCT, UNION, ENUM, TYPEDEF, FLOAT, ENUM64]) {
                     self.need(id, &mut needed);
                 }
