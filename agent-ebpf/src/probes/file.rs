@@ -313,6 +313,15 @@ unsafe fn gather(to: *mut u16, flags: u16) {
     unsafe { to.write_volatile(to.read_volatile() | flags) };
 }
 
+/// Whether an inode is a file that holds bytes, and no directory, device or pipe.
+#[inline(always)]
+fn is_regular(inode: Ptr) -> bool {
+    // include/uapi/linux/stat.h
+    const S_IFMT: u16 = 0o170_000;
+    const S_IFREG: u16 = 0o100_000;
+    read::<u16>(inode, offset!(inode_mode)) & S_IFMT == S_IFREG
+}
+
 /// Number and device of an inode.
 #[inline(always)]
 fn identity(inode: Ptr) -> (u64, u32) {
@@ -558,7 +567,12 @@ fn open_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
     {
         return None;
     }
-    let (inode, device) = identity(read(file, offset!(file_inode)));
+    let inode: Ptr = read(file, offset!(file_inode));
+    // Of /dev/null nothing goes.
+    if !is_regular(inode) {
+        return None;
+    }
+    let (inode, device) = identity(inode);
     Some(Asked {
         name,
         inode,

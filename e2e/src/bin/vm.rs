@@ -9,10 +9,34 @@ use dinle_e2e::vm::kernels::KERNELS;
 use dinle_e2e::vm::{self, Options};
 
 /// How long one machine may take, in seconds: about ten times what the tests need where there is no KVM.
-const LIMIT_SECONDS: u64 = 1200;
+const LIMIT_SECONDS: u64 = 2400;
 
 /// Tests that run when none is named.
 const TESTS: [&str; 2] = ["vm_smoke", "kernel"];
+
+/// Tests that show for each sensor whether its programs load, attach, and find what they look for.
+const QUICK: &[&str] = &[
+    "block::each_request",
+    "block::latencies_add_up",
+    "drop::every_drop",
+    "drop::samples_tell",
+    "exec::arguments_come",
+    "exec::the_directory",
+    "exit::a_process_whose_threads",
+    "file::every_way",
+    "file::probes_tell",
+    "file::system_calls_tell",
+    "file::what_io_uring",
+    "fork::",
+    "loss::a_ring",
+    "scope::the_first_program",
+    "tcp::a_connect_without",
+    "tcp::a_connection_of",
+    "tcp::a_reset",
+    "tcp::a_session_that_was_open",
+    "tcp::connects_that_fail",
+    "tcp::each_segment",
+];
 
 const HELP: &str = "\
 usage: vm [OPTION]... [KERNEL]...
@@ -21,12 +45,13 @@ Runs the agent's check and tests on other kernels, in QEMU. KERNEL is 5.10, 6.1,
 Without one: 5.10, 6.12 and 7.x. Logs are in target/vm.
 
   --test PATH        run this test binary instead of the tests in e2e/tests; may be given again
+  --quick            run only a few tests of each sensor, by every way: enough to see that a kernel is understood
   --only PREFIX      run only tests whose names begin so, such as file::; may be given again
   --table FILE       write the table of programs to FILE, as markdown
   --allow-missing    a kernel that cannot be had is no failure
   --refresh          look for newer kernels than the cache has
   --emulate          do not use KVM, as on a machine without it
-  --timeout SECONDS  how long one machine may take (1200)
+  --timeout SECONDS  how long one machine may take (2400)
 
 Kernels are kept in ~/.cache/dinle/kernels; DINLE_KERNELS names another place.";
 
@@ -62,6 +87,9 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Options>> {
             "--help" | "-h" => return Ok(None),
             "--test" => options.binaries.push(value()?.into()),
             "--only" => options.only.push(value()?),
+            "--quick" => options
+                .only
+                .extend(QUICK.iter().map(|name| (*name).to_owned())),
             "--table" => options.table = Some(value()?.into()),
             "--allow-missing" => options.allow_missing = true,
             "--refresh" => options.refresh = true,
