@@ -349,7 +349,7 @@ pub struct FileOpen {
     /// Permissions for a new file, where one may be made.
     #[prost(uint32, tag = "7")]
     pub mode: u32,
-    /// The new descriptor; unset if the open failed, or made none (io_uring's direct descriptors).
+    /// The new descriptor; unset if the open failed, and for opens through io_uring, which may make none.
     #[prost(int32, optional, tag = "8")]
     pub fd: ::core::option::Option<i32>,
     /// Error number of errno(3); 0 if the open succeeded.
