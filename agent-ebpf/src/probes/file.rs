@@ -88,29 +88,42 @@ unsafe impl Sync for Asked {}
 static ASKED: PerCpuArray<Asked> = PerCpuArray::with_max_entries(1, 0);
 
 impl Asked {
-    const NOTHING: Self = Self {
-        name: 0,
-        source: 0,
-        flags: 0,
-        mode: 0,
-        inode: 0,
-        path: Path {
-            mnt: core::ptr::null(),
-            dentry: core::ptr::null(),
-        },
-        device: 0,
-        dfd: AT_FDCWD,
-        how: 0,
-        known: 0,
-    };
-
+    /// This CPU's. Filled in place: the stack has no room for copies.
     #[inline(always)]
-    fn forgotten(self) -> Option<Self> {
-        let asked = ASKED.get_ptr_mut(0)?;
-        // SAFETY: an element of a per-CPU array is valid, and no other program uses it.
+    fn here() -> Option<*mut Self> {
+        ASKED.get_ptr_mut(0)
+    }
+
+    /// Notes what was asked.
+    ///
+    /// # Safety
+    /// `to` is [`Self::here`].
+    #[inline(always)]
+    unsafe fn note(to: *mut Self, name: u64, source: u64, dfd: i32, how: u16) {
+        // SAFETY: the caller's promise.
         unsafe {
-            asked.write_volatile(self);
-            Some(asked.read_volatile())
+            (&raw mut (*to).name).write_volatile(name);
+            (&raw mut (*to).source).write_volatile(source);
+            (&raw mut (*to).dfd).write_volatile(dfd);
+            (&raw mut (*to).how).write_volatile(how.into());
+            (&raw mut (*to).inode).write_volatile(0);
+            (&raw mut (*to).device).write_volatile(0);
+            (&raw mut (*to).known).write_volatile(0);
+        }
+    }
+
+    /// Notes the file that it was about.
+    ///
+    /// # Safety
+    /// `to` is [`Self::here`].
+    #[inline(always)]
+    unsafe fn note_file(to: *mut Self, inode: Ptr) {
+        let (number, device) = identity(inode);
+        // SAFETY: the caller's promise.
+        unsafe {
+            (&raw mut (*to).inode).write_volatile(number);
+            (&raw mut (*to).device).write_volatile(device);
+            (&raw mut (*to).known).write_volatile((flags::RESOLVED | flags::INODE_KNOWN).into());
         }
     }
 }
@@ -444,46 +457,42 @@ fn syscall_returned(number: u32, regs: Ptr, result: i64) -> i32 {
         return 0;
     }
     let result = result as i32;
-    let deleted = if opens {
-        open_returned(number, regs, result)
-    } else {
-        delete_returned(number, regs, result)
-    };
-    let (Some(deleted), Some(subject)) = (deleted, scope::current(Kind::FileDelete)) else {
+    let Some(asked) = Asked::here() else {
         return 0;
     };
-    let Some(Asked {
-        name,
-        source,
-        inode,
-        path,
-        device,
-        how,
-        known,
-        ..
-    }) = deleted.forgotten()
-    else {
+    let deletes = if opens {
+        open_returned(number, regs, result, asked)
+    } else {
+        delete_returned(number, regs, result, asked)
+    };
+    if !deletes {
+        return 0;
+    }
+    let Some(subject) = scope::current(Kind::FileDelete) else {
         return 0;
     };
     let given = |address| match address {
         0 => Name::None,
         address => Name::User(address),
     };
-    tell_delete(
-        subject,
-        &EXIT_SCRATCH,
+    // SAFETY: an element of a per-CPU array is valid, and no other program uses it.
+    let deleted = unsafe {
         Deleted {
-            how: how as u16,
-            name: given(name),
-            path,
+            how: (&raw const (*asked).how).read_volatile() as u16,
+            name: given((&raw const (*asked).name).read_volatile()),
+            path: Path {
+                mnt: (&raw const (*asked).path.mnt).read_volatile(),
+                dentry: (&raw const (*asked).path.dentry).read_volatile(),
+            },
             result: if opens { 0 } else { result },
-            inode,
-            device,
+            inode: (&raw const (*asked).inode).read_volatile(),
+            device: (&raw const (*asked).device).read_volatile(),
             size_before: 0,
-            source: given(source),
-            flags: known as u16,
-        },
-    );
+            source: given((&raw const (*asked).source).read_volatile()),
+            flags: (&raw const (*asked).known).read_volatile() as u16,
+        }
+    };
+    tell_delete(subject, &EXIT_SCRATCH, deleted);
     0
 }
 
@@ -495,12 +504,12 @@ fn is_compat(task: Ptr) -> bool {
     read::<u32>(task, offset!(task_status)) & TS_COMPAT != 0
 }
 
-/// Tells of an open. Returns the deletion that it was, if it was one.
+/// Tells of an open. Whether it was a deletion, too, which `asked` describes then.
 #[inline(always)]
-fn open_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
+fn open_returned(number: u32, regs: Ptr, result: i32, asked: *mut Asked) -> bool {
     let task = current();
     if !scope::wants_any(Kind::FileOpen.bit() | Kind::FileDelete.bit()) || is_compat(task) {
-        return None;
+        return false;
     }
     let arg = |position| syscall_argument(regs, position);
     // `struct open_how` of include/uapi/linux/openat2.h begins with flags and mode, 64 bits each.
@@ -517,21 +526,18 @@ fn open_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
     } else {
         (arg(0) as i32, arg(1), arg(2), arg(3))
     };
-    let asked = Asked {
-        name,
-        flags,
-        mode,
-        dfd,
-        ..Asked::NOTHING
+    // SAFETY: `asked` is this CPU's.
+    let (name, dfd, open_flags, mode) = unsafe {
+        Asked::note(asked, name, 0, dfd, FileDelete::OPEN_TRUNCATE);
+        (&raw mut (*asked).flags).write_volatile(flags);
+        (&raw mut (*asked).mode).write_volatile(mode);
+        (
+            (&raw const (*asked).name).read_volatile(),
+            (&raw const (*asked).dfd).read_volatile(),
+            (&raw const (*asked).flags).read_volatile() as u32,
+            (&raw const (*asked).mode).read_volatile() as u32,
+        )
     };
-    let Asked {
-        name,
-        flags: open_flags,
-        mode,
-        dfd,
-        ..
-    } = asked.forgotten()?;
-    let open_flags = open_flags as u32;
     let file = if result >= 0 {
         file_of(task, result)
     } else {
@@ -547,11 +553,7 @@ fn open_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
                 name: Name::User(name),
                 dfd,
                 open_flags,
-                mode: if open_flags & O_CREAT != 0 {
-                    mode as u32
-                } else {
-                    0
-                },
+                mode: if open_flags & O_CREAT != 0 { mode } else { 0 },
                 result,
                 file,
                 flags: 0,
@@ -565,31 +567,27 @@ fn open_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
         || narrowed_delete(result)
         || read::<u32>(file, offset!(file_mode)) & FMODE_CREATED != 0
     {
-        return None;
+        return false;
     }
     let inode: Ptr = read(file, offset!(file_inode));
     // Of /dev/null nothing goes.
     if !is_regular(inode) {
-        return None;
+        return false;
     }
-    let (inode, device) = identity(inode);
-    Some(Asked {
-        name,
-        inode,
-        path: Path::of_file(file),
-        device,
-        how: FileDelete::OPEN_TRUNCATE.into(),
-        known: (flags::RESOLVED | flags::INODE_KNOWN).into(),
-        ..Asked::NOTHING
-    })
+    // SAFETY: `asked` is this CPU's.
+    unsafe {
+        Asked::note_file(asked, inode);
+        (&raw mut (*asked).path).write_volatile(Path::of_file(file));
+    }
+    true
 }
 
-/// The deletion that was asked for, if it was one.
+/// Whether a deletion was asked for, which `asked` describes then.
 #[inline(always)]
-fn delete_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
+fn delete_returned(number: u32, regs: Ptr, result: i32, asked: *mut Asked) -> bool {
     let task = current();
     if !scope::wants_any(Kind::FileDelete.bit()) || is_compat(task) || narrowed_delete(result) {
-        return None;
+        return false;
     }
     let arg = |position| syscall_argument(regs, position);
     let (how, dfd, name, source) = if number == syscall!(unlink) {
@@ -607,40 +605,32 @@ fn delete_returned(number: u32, regs: Ptr, result: i32) -> Option<Asked> {
         (FileDelete::RENAME, AT_FDCWD, arg(1), arg(0))
     } else if number == syscall!(truncate) {
         if arg(1) != 0 {
-            return None;
+            return false;
         }
         (FileDelete::TRUNCATE, AT_FDCWD, arg(0), 0)
     } else if number == syscall!(ftruncate) {
         if arg(1) != 0 {
-            return None;
+            return false;
         }
         (FileDelete::TRUNCATE, arg(0) as i32, 0, 0)
     } else {
         // renameat, renameat2: exchanged files both stay.
         if number == syscall!(renameat2) && arg(4) & RENAME_EXCHANGE != 0 {
-            return None;
+            return false;
         }
         (FileDelete::RENAME, arg(2) as i32, arg(3), arg(1))
     };
-    let asked = Asked {
-        name,
-        source,
-        dfd,
-        how: how.into(),
-        path: directory(task, dfd),
-        ..Asked::NOTHING
-    };
-    if name != 0 {
-        return Some(asked);
+    // SAFETY: `asked` is this CPU's.
+    unsafe {
+        Asked::note(asked, name, source, dfd, how);
+        let dfd = (&raw const (*asked).dfd).read_volatile();
+        (&raw mut (*asked).path).write_volatile(directory(task, dfd));
+        if (&raw const (*asked).name).read_volatile() == 0 {
+            // ftruncate: no directory, but the file itself.
+            Asked::note_file(asked, read(file_of(task, dfd), offset!(file_inode)));
+        }
     }
-    // ftruncate: no directory, but the file itself.
-    let (inode, device) = identity(read(file_of(task, dfd), offset!(file_inode)));
-    Some(Asked {
-        inode,
-        device,
-        known: (flags::RESOLVED | flags::INODE_KNOWN).into(),
-        ..asked
-    })
+    true
 }
 
 /// Whether every listener would leave it out.

@@ -144,7 +144,10 @@ impl Doer {
         let server = match scenario {
             Scenario::Tcp => Some(serve()?),
             Scenario::Read => {
-                File::create(directory.join("data"))?.write_all(&vec![7; READ_FILE])?;
+                let mut file = File::create(directory.join("data"))?;
+                file.write_all(&vec![7; READ_FILE])?;
+                // What is not on the disk yet is not read from it.
+                file.sync_all()?;
                 None
             }
             Scenario::Open => {

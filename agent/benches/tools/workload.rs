@@ -46,9 +46,15 @@ pub(crate) fn compile(directory: &Path) -> anyhow::Result<()> {
 /// took, by the clock and on the CPU.
 pub(crate) fn serve(scenario: &str, directory: &str) -> anyhow::Result<()> {
     support::pin(CPU)?;
-    let doer = Doer::new(scenario::parse(scenario)?, Path::new(directory))?;
+    let scenario = scenario::parse(scenario)?;
+    let mut doer = None;
     for line in io::stdin().lock().lines() {
         let line = line?;
+        // Only now: by the first line this process is in its cgroup, and a socket stays in that in which it was made.
+        let doer = match &mut doer {
+            Some(doer) => doer,
+            none => none.insert(Doer::new(scenario, Path::new(directory))?),
+        };
         let (marker, count) = line.split_once(' ').context("`<marker> <count>`")?;
         let count: u32 = count.parse()?;
         let (begin, cpu) = (Instant::now(), support::cpu_of_process_and_children_ns()?);
