@@ -38,8 +38,8 @@ pub mod flags {
     pub const INODE_KNOWN: u16 = 64;
     /// `size_before` is known.
     pub const SIZE_KNOWN: u16 = 128;
-    /// The file is a directory.
-    pub const DIRECTORY: u16 = 256;
+    /// The replacing file's name was as long as [`super::SOURCE_MAX`] or longer.
+    pub const SOURCE_CUT: u16 = 256;
 }
 
 /// An open. Its tail holds the name as the process gave it and path components, innermost first, each with a NUL.

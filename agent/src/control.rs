@@ -296,8 +296,7 @@ impl Control {
     fn attach(&mut self, kinds: u64) -> HashSet<&'static str> {
         let Self { programs, .. } = self;
         let mut wanted = HashSet::new();
-        let mut attach = |hook: &'static str| {
-            wanted.insert(hook);
+        let attach = |programs: &mut Programs, hook: &'static str| {
             let attached = programs.attach(hook);
             // Shown by `capabilities` with its reason; the other kinds go on.
             if let Err(error) = &attached {
@@ -306,14 +305,19 @@ impl Control {
             attached.is_ok()
         };
         for kind in Kind::ALL.iter().filter(|kind| kinds & kind.bit() != 0) {
-            // A route that loads but does not attach makes place for the next one.
+            // A route that loads but does not attach makes place for the next one. What is attached of it would tell events twice.
             for route in kind.routes() {
-                if route.iter().all(|hook| attach(hook)) {
+                if route.iter().all(|hook| attach(programs, hook)) {
+                    wanted.extend(*route);
                     break;
+                }
+                for hook in route.iter().filter(|hook| !wanted.contains(*hook)) {
+                    programs.detach(hook);
                 }
             }
             for hook in kind.also() {
-                attach(hook);
+                attach(programs, hook);
+                wanted.insert(*hook);
             }
         }
         wanted

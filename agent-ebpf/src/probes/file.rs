@@ -401,6 +401,10 @@ fn tell_delete(subject: Subject, scratch: &PerCpuArray<Scratch>, deleted: Delete
             if copied > 0 {
                 len.write_volatile(copied as u16 - 1);
             }
+            // A name that just fits is told as one that was cut: it is as long.
+            if copied == i64::from(size) {
+                gather(gathered, flags::SOURCE_CUT);
+            }
             let source = stored::<SOURCE_MAX>(len);
             let len = &raw mut (*delete).args_len;
             (*delete).args_bytes = arguments::<ARGS_MAX>(task, len, tail.add(filename + source));
@@ -674,9 +678,9 @@ entry!(fentry__fd_install, kprobe__fd_install => fd_installed);
 
 #[inline(always)]
 fn open_begins(call: Call) -> i32 {
-    if scope::current(Kind::FileOpen).is_none() {
+    let Some(subject) = scope::current(Kind::FileOpen) else {
         return 0;
-    }
+    };
     let op = call.arg(offset!(open_op)) as Ptr;
     let flags: u32 = read(op, offset!(open_flag));
     /// The kernel opens for execve: include/linux/fs.h.
@@ -692,8 +696,10 @@ fn open_begins(call: Call) -> i32 {
         mode: u32::from(read::<u16>(op, offset!(open_mode))),
         reserved: 0,
     };
-    // An LRU map makes room by itself.
-    _ = OPENING.insert(&thread(), &opening, 0);
+    // An LRU map makes room by itself, but the kernel may be at work on it at this moment.
+    if OPENING.insert(&thread(), &opening, 0).is_err() {
+        emit::missed(subject, Kind::FileOpen);
+    }
     0
 }
 
@@ -717,7 +723,9 @@ fn open_ends(call: Call) -> i32 {
             file: value as Ptr,
             ..opening
         };
-        _ = OPENING.insert(&thread, &opening, 0);
+        if OPENING.insert(&thread, &opening, 0).is_err() {
+            emit::missed(subject, Kind::FileOpen);
+        }
         return 0;
     }
     _ = OPENING.remove(&thread);
@@ -936,7 +944,10 @@ fn truncate_begins(call: Call) -> i32 {
 fn delete_begins(how: u16, path: Path, source: Ptr) -> i32 {
     let inode: Ptr = read(path.dentry, offset!(dentry_inode));
     // Where no file is, none goes.
-    if scope::current(Kind::FileDelete).is_none() || inode.is_null() {
+    let Some(subject) = scope::current(Kind::FileDelete) else {
+        return 0;
+    };
+    if inode.is_null() {
         return 0;
     }
     let Some(deleting) = DELETING_SCRATCH.get_ptr_mut(0) else {
@@ -964,9 +975,11 @@ fn delete_begins(how: u16, path: Path, source: Ptr) -> i32 {
         len.write_volatile(0);
         let to = (&raw mut (*deleting).path).cast();
         gather(gathered, walk(path, current(), len, to));
-        if wanted_path(Kind::FileDelete, gathered, to) {
-            // What a refused call left behind is replaced by the thread's next one; an LRU map makes room by itself.
-            _ = DELETING.insert(&thread(), &*deleting, 0);
+        // What a refused call left behind is replaced by the thread's next one; an LRU map makes room by itself.
+        if wanted_path(Kind::FileDelete, gathered, to)
+            && DELETING.insert(&thread(), &*deleting, 0).is_err()
+        {
+            emit::missed(subject, Kind::FileDelete);
         }
     }
     0

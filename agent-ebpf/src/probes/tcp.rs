@@ -591,9 +591,9 @@ call::exit!(fexit__tcp_v6_connect, kretprobe__tcp_v6_connect => connected);
 #[inline(always)]
 fn connecting(call: Call) -> i32 {
     let (sk, address) = (call.arg(0), call.arg(1));
-    if scope::wanted(cgroup_of(sk as Ptr), Kind::TcpConnect).is_none() {
+    let Some(subject) = scope::wanted(cgroup_of(sk as Ptr), Kind::TcpConnect) else {
         return 0;
-    }
+    };
     let connecting = Connecting {
         sk,
         address,
@@ -601,8 +601,10 @@ fn connecting(call: Call) -> i32 {
     };
     // SAFETY: this helper has no preconditions.
     let thread = unsafe { bpf_get_current_pid_tgid() };
-    // Always has room.
-    _ = CONNECTING.insert(&thread, &connecting, 0);
+    // An LRU map makes room by itself, but the kernel may be at work on it at this moment.
+    if CONNECTING.insert(&thread, &connecting, 0).is_err() {
+        emit::missed(subject, Kind::TcpConnect);
+    }
     0
 }
 

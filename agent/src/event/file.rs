@@ -80,6 +80,7 @@ pub(super) fn delete(body: &[u8]) -> Result<Decoded, DecodeError> {
         filename,
         filename_truncated: known & flags::FILENAME_CUT != 0,
         source: text(source),
+        source_truncated: known & flags::SOURCE_CUT != 0,
         inode: (known & flags::INODE_KNOWN != 0).then_some(inode),
         device_major,
         device_minor,

@@ -778,3 +778,18 @@ fn what_nobody_asks_for_stays_in_the_kernel() {
     // Three, and the mark.
     assert!(frames.ends_with(" 4"), "{frames}");
 }
+
+#[test]
+fn a_replacing_files_name_that_is_cut_says_so() {
+    let mut files = Files::new(&[Kind::FileDelete]);
+    let (from, to) = (files.file("from", 1), files.file("to", 2));
+    // As a process may write it: slashes in a row are one.
+    let long = from.replace("/from", &format!("{}from", "/".repeat(300)));
+    assert_eq!(files.act(&["renameat", "-", &long, "-", &to]), 0);
+    files.settle();
+    let by_functions = files.by_functions(Kind::FileDelete);
+    let (_, delete) = files.delete_of(&to);
+    // Functions are told the file's own name, which is short.
+    assert_eq!(delete.source_truncated, !by_functions, "{delete:?}");
+    assert_eq!(delete.source.len(), if by_functions { 4 } else { 255 });
+}

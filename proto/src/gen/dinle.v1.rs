@@ -389,7 +389,7 @@ pub struct FileDelete {
     /// `filename` was cut.
     #[prost(bool, tag = "6")]
     pub filename_truncated: bool,
-    /// DELETE_METHOD_RENAME: the name that the replacing file had before.
+    /// DELETE_METHOD_RENAME: the name that the replacing file had before. At most 255 bytes.
     #[prost(string, tag = "7")]
     pub source: ::prost::alloc::string::String,
     /// Number of the inode whose content went; unset if not known.
@@ -416,6 +416,9 @@ pub struct FileDelete {
     /// Through io_uring.
     #[prost(bool, tag = "15")]
     pub io_uring: bool,
+    /// `source` is 255 bytes long and may have been cut.
+    #[prost(bool, tag = "16")]
+    pub source_truncated: bool,
 }
 /// One end of a connection or a packet.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
