@@ -38,14 +38,57 @@ pub trait Payload: FromBytes + IntoBytes + Immutable + KnownLayout + 'static {
     const KIND: Kind;
 }
 
+/// Kinds that look at the same thing: what an operator switches off, and what permissions are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sensor {
+    /// Programs that run.
+    Process,
+    /// Files.
+    File,
+    /// TCP connections.
+    Tcp,
+    /// Disks.
+    Block,
+    /// Packets that the kernel drops.
+    Drop,
+}
+
+impl Sensor {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::Process,
+        Self::File,
+        Self::Tcp,
+        Self::Block,
+        Self::Drop,
+    ];
+
+    /// What users call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::File => "file",
+            Self::Tcp => "tcp",
+            Self::Block => "block",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+impl core::fmt::Display for Sensor {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// Declares every kind once: its name (which is the payload's), its number (that of the contract's enum `Kind`, never used
-/// again), and its routes: sets of hooks, each of which is enough for the kind. The first whose hooks can all be attached is taken.
+/// again), its sensor, and its routes: sets of hooks, each of which is enough for the kind. The first whose hooks can all be attached is taken.
 /// What is named after `also` is attached where the kernel allows it, to hear more.
 ///
 /// A hook is the name of a tracepoint or of a kernel function's entry; with `:return` it is the function's return. With `__again` a
 /// second program is attached to the same, which does what the first did not because the kernel skipped it.
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $kind:ident = $id:literal on $([$($hook:literal),+])or+ $(also [$($also:literal),+])?,)*) => {
+    ($($(#[$doc:meta])* $kind:ident = $id:literal of $sensor:ident on $([$($hook:literal),+])or+ $(also [$($also:literal),+])?,)*) => {
         /// One type of event.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u16)]
@@ -58,6 +101,11 @@ macro_rules! kinds {
             /// `None` for a number that this build does not know.
             pub const fn from_id(id: u16) -> Option<Self> {
                 match id { $($id => Some(Self::$kind),)* _ => None }
+            }
+
+            /// What it belongs to.
+            pub const fn sensor(self) -> Sensor {
+                match self { $(Self::$kind => Sensor::$sensor,)* }
             }
 
             /// Sets of hooks, the best first. Each is enough.
@@ -82,42 +130,42 @@ macro_rules! kinds {
 
 kinds! {
     /// A successful execve.
-    Exec = 1 on ["sched_process_exec"],
+    Exec = 1 of Process on ["sched_process_exec"],
     /// The end of a process.
-    Exit = 2 on ["sched_process_exit"],
+    Exit = 2 of Process on ["sched_process_exit"],
     /// A new process.
-    Fork = 3 on ["sched_process_fork"],
+    Fork = 3 of Process on ["sched_process_fork"],
     /// An open of a file, failed ones too.
-    FileOpen = 4 on
+    FileOpen = 4 of File on
         ["do_filp_open", "do_filp_open:return", "fd_install"] or
         ["do_file_open", "do_file_open:return", "fd_install"] or
         ["sys_exit"],
     /// A file's content went: unlinked, replaced by a rename, or truncated.
-    FileDelete = 5 on
+    FileDelete = 5 of File on
         ["security_path_unlink", "do_unlinkat:return", "security_path_rmdir", "do_rmdir:return",
          "security_path_rename", "do_renameat2:return", "vfs_truncate", "do_truncate", "do_truncate:return"] or
         ["security_path_unlink", "filename_unlinkat:return", "security_path_rmdir", "filename_rmdir:return",
          "security_path_rename", "filename_renameat2:return", "vfs_truncate", "do_truncate", "do_truncate:return"] or
         ["sys_exit"],
     /// A TCP session, when it ends or is reported on.
-    TcpSession = 6 on ["inet_sock_set_state"]
+    TcpSession = 6 of Tcp on ["inet_sock_set_state"]
         also ["inet_sock_set_state__again", "inet_csk_accept:return"],
     /// A connect that failed.
-    TcpConnect = 7 on ["inet_sock_set_state"]
+    TcpConnect = 7 of Tcp on ["inet_sock_set_state"]
         also ["inet_sock_set_state__again", "tcp_v4_connect", "tcp_v4_connect:return", "tcp_v6_connect", "tcp_v6_connect:return"],
     /// A RST, sent or received.
-    TcpReset = 8 on ["tcp_send_reset", "tcp_receive_reset"]
+    TcpReset = 8 of Tcp on ["tcp_send_reset", "tcp_receive_reset"]
         also ["inet_sock_set_state", "inet_csk_accept:return"],
     /// A segment that was sent again.
-    TcpRetransmit = 9 on ["tcp_retransmit_skb"] also ["inet_sock_set_state", "inet_csk_accept:return"],
+    TcpRetransmit = 9 of Tcp on ["tcp_retransmit_skb"] also ["inet_sock_set_state", "inet_csk_accept:return"],
     /// A request to a disk, when it is done. The hooks are attached in this order: what is seen to begin is seen to end.
-    BlockIo = 10 on ["block_rq_complete", "block_rq_issue", "block_getrq"] also ["block_rq_merge"],
+    BlockIo = 10 of Block on ["block_rq_complete", "block_rq_issue", "block_getrq"] also ["block_rq_merge"],
     /// Latencies of such requests, told in snapshots.
-    BlockLatency = 11 on ["block_rq_complete", "block_rq_issue", "block_getrq"] also ["block_rq_merge"],
+    BlockLatency = 11 of Block on ["block_rq_complete", "block_rq_issue", "block_getrq"] also ["block_rq_merge"],
     /// A packet that was dropped.
-    Drop = 12 on ["kfree_skb"] also ["sched_process_exec"],
+    Drop = 12 of Drop on ["kfree_skb"] also ["sched_process_exec"],
     /// Counts of such packets, told in snapshots.
-    DropCount = 13 on ["kfree_skb"] also ["sched_process_exec"],
+    DropCount = 13 of Drop on ["kfree_skb"] also ["sched_process_exec"],
 }
 
 impl Kind {

@@ -65,6 +65,8 @@ offsets! {
     task_signal = "task_struct.signal";
     /// How the thread ended.
     task_exit_code = "task_struct.exit_code";
+    /// Whether its parent may know that it ended.
+    task_exit_state = "task_struct.exit_state";
     /// The thread's `struct pid`.
     task_thread_pid = "task_struct.thread_pid";
     /// Depth of the PID namespace.
@@ -131,6 +133,8 @@ offsets! {
     regs_size = "size:pt_regs";
     /// There only where a helper tells where they are (5.15).
     helper_task_pt_regs = "enumerator:bpf_func_id:BPF_FUNC_task_pt_regs";
+    /// There only where a helper gives the current task with its type (5.11).
+    helper_current_task_btf = "enumerator:bpf_func_id:BPF_FUNC_get_current_task_btf";
     /// The table of open files.
     files_fdt = "files_struct.fdt";
     /// How many places it has.
@@ -213,6 +217,8 @@ offsets! {
     kernfs_id = "kernfs_node.id";
     /// A socket's cgroup.
     sock_cgroup = "sock.sk_cgrp_data";
+    /// There only where that begins with a pointer, and never holds anything else (5.15).
+    sock_cgroup_pointer = "sock_cgroup_data.cgroup";
     /// IP protocol of a socket.
     sock_protocol = "sock.sk_protocol";
     /// Error of a socket.

@@ -57,6 +57,8 @@ fn only_what_a_kernel_lacks_is_missing() {
             "5.10" => &[
                 "exit_group_dead",
                 "helper_task_pt_regs",
+                "helper_current_task_btf",
+                "sock_cgroup_pointer",
                 "reset_reason",
                 "retransmit_err",
                 "cgroup_ancestors",

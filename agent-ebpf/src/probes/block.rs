@@ -8,7 +8,7 @@ use core::ptr::null;
 use aya_ebpf::{
     EbpfContext,
     bindings::BPF_NOEXIST,
-    helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns},
+    helpers::generated::bpf_ktime_get_ns,
     macros::{btf_tracepoint, map, raw_tracepoint},
     maps::{Array, HashMap, PerCpuArray},
     programs::{BtfTracePointContext, RawTracePointContext},
@@ -22,7 +22,7 @@ use dinle_ebpf::{
 use crate::{
     call::Call,
     emit,
-    kernel::{Ptr, add, at, offset, read},
+    kernel::{Object, Ptr, add, at, offset, read, zero},
     scope,
     task::fill_task,
 };
@@ -30,12 +30,20 @@ use crate::{
 // include/trace/events/block.h: (struct bio *bio), before 5.11 (struct request_queue *q, struct bio *bio, int rw)
 #[btf_tracepoint(function = "block_getrq")]
 pub fn tp_btf__block_getrq(ctx: BtfTracePointContext) -> i32 {
-    made(argument(&ctx, offset!(getrq_bio)), &raw const GETRQ_TP_BTF)
+    made(
+        argument(&ctx, offset!(getrq_bio)),
+        &raw const GETRQ_TP_BTF,
+        true,
+    )
 }
 
 #[raw_tracepoint(tracepoint = "block_getrq")]
 pub fn raw_tracepoint__block_getrq(ctx: RawTracePointContext) -> i32 {
-    made(argument(&ctx, offset!(getrq_bio)), &raw const GETRQ_RAW)
+    made(
+        argument(&ctx, offset!(getrq_bio)),
+        &raw const GETRQ_RAW,
+        false,
+    )
 }
 
 // include/trace/events/block.h: (struct request *rq), before 5.11 (struct request_queue *q, struct request *rq)
@@ -202,15 +210,14 @@ fn id(cgroup: Ptr) -> u64 {
 }
 
 #[inline(always)]
-fn made(bio: Ptr, scratch: *const PerCpuArray<Request>) -> i32 {
+fn made(bio: Ptr, scratch: *const PerCpuArray<Request>, tracing: bool) -> i32 {
     let key = bio as u64;
-    // SAFETY: this helper has no preconditions.
-    let task = unsafe { bpf_get_current_task() } as Ptr;
+    let task = Object::current(tracing);
     let Origin {
         cgroup_id,
         attribution,
         own,
-    } = origin(bio, task);
+    } = origin(bio, task.address());
     let io = scope::wanted(cgroup_id, Kind::BlockIo);
     let latency = scope::wanted(cgroup_id, Kind::BlockLatency);
     if io.is_none() && latency.is_none() {
@@ -224,7 +231,7 @@ fn made(bio: Ptr, scratch: *const PerCpuArray<Request>) -> i32 {
     let bit = |wanted: bool, kind: Kind| if wanted { kind.bit() } else { 0 };
     // SAFETY: the element is valid and this program's own.
     unsafe {
-        request.write_bytes(0, 1);
+        zero(request);
         if own && io.is_some() {
             fill_task(&raw mut (*request).task, task);
         }

@@ -2,7 +2,7 @@
 
 use dinle_ebpf::offsets::MISSING;
 
-use crate::kernel::{Ptr, offset, read};
+use crate::kernel::{Object, Ptr, offset, read};
 
 /// Makes the programs of a function's entry, one for each way: `entry!(fentry__f, kprobe__f => body)`, where `body` takes a [`Call`].
 macro_rules! entry {
@@ -70,6 +70,12 @@ impl Call {
         }
     }
 
+    /// The current task, as the program can read it.
+    #[inline(always)]
+    pub fn task(self) -> Object {
+        Object::current(!self.registers)
+    }
+
     /// The argument at a position that the kernel's types tell ([`MISSING`]: 0).
     #[inline(always)]
     pub fn arg(self, position: u32) -> u64 {
@@ -80,7 +86,7 @@ impl Call {
         if !registers {
             return read(ctx, position * 8);
         }
-        argument(ctx, position)
+        argument(Object::new(ctx, false), position)
     }
 
     /// The value that the function returns. `params` is how many parameters it has.
@@ -100,24 +106,24 @@ impl Call {
 /// An argument of a function or a system call, from the registers at its entry. System calls pass the fourth in another register on
 /// x86-64: [`syscall_argument`].
 #[inline(always)]
-pub fn argument(regs: Ptr, position: u32) -> u64 {
+pub fn argument(regs: Object, position: u32) -> u64 {
     match position {
-        0 => read(regs, offset!(regs_0)),
-        1 => read(regs, offset!(regs_1)),
-        2 => read(regs, offset!(regs_2)),
-        3 => read(regs, offset!(regs_3)),
-        4 => read(regs, offset!(regs_4)),
-        5 => read(regs, offset!(regs_5)),
+        0 => regs.read(offset!(regs_0)),
+        1 => regs.read(offset!(regs_1)),
+        2 => regs.read(offset!(regs_2)),
+        3 => regs.read(offset!(regs_3)),
+        4 => regs.read(offset!(regs_4)),
+        5 => regs.read(offset!(regs_5)),
         _ => 0,
     }
 }
 
 /// An argument of a system call, from the registers at its entry or its return.
 #[inline(always)]
-pub fn syscall_argument(regs: Ptr, position: u32) -> u64 {
+pub fn syscall_argument(regs: Object, position: u32) -> u64 {
     match position {
-        0 => read(regs, offset!(syscall_0)),
-        3 => read(regs, offset!(syscall_3)),
+        0 => regs.read(offset!(syscall_0)),
+        3 => regs.read(offset!(syscall_3)),
         other => argument(regs, other),
     }
 }

@@ -21,7 +21,6 @@ use crate::{
     emit,
     kernel::{Ptr, add, at, offset, read},
     scope::{self, Subject},
-    task::leader,
 };
 
 /// Drops by cgroup, reason, protocol and port.
@@ -63,7 +62,7 @@ struct TaskContext {
 pub fn iter__task(ctx: *mut core::ffi::c_void) -> i32 {
     let task: Ptr = read(ctx, core::mem::offset_of!(TaskContext, task) as u32);
     // Behind the last one there is none. Threads are where their process is.
-    if !task.is_null() && leader(task) == task {
+    if !task.is_null() && read::<Ptr>(task, offset!(task_group_leader)) == task {
         learn(task);
     }
     0

@@ -8,7 +8,10 @@ use aya_ebpf::{
 };
 use dinle_ebpf::{Counts, FRAME_MAX, Header, Kind, Narrowing, Payload, SLOTS};
 
-use crate::{kernel::increment, scope::Subject};
+use crate::{
+    kernel::{increment, zero},
+    scope::Subject,
+};
 
 /// Frames on their way to the agent, which sets the size.
 #[map]
@@ -56,7 +59,7 @@ pub fn fixed<P: Payload>(subject: Subject, fill: impl FnOnce(*mut P)) {
     // SAFETY: the reservation is as large as a frame; every byte of it is written before it is submitted.
     unsafe {
         (&raw mut (*frame).header).write(header::<P>(subject));
-        (&raw mut (*frame).payload).write_bytes(0, 1);
+        zero(&raw mut (*frame).payload);
         fill(&raw mut (*frame).payload);
     }
     slot.submit(wake());
@@ -74,7 +77,7 @@ pub fn with_tail<P: Payload>(
     // SAFETY: a scratch buffer is larger than a frame and aligned like one.
     let tail = unsafe {
         (&raw mut (*frame).header).write(header::<P>(subject));
-        (&raw mut (*frame).payload).write_bytes(0, 1);
+        zero(&raw mut (*frame).payload);
         fill(&raw mut (*frame).payload, frame.add(1).cast())
     };
     let Some(tail) = tail else {

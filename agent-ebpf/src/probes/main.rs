@@ -10,6 +10,10 @@
     non_snake_case,
     reason = "a double underscore separates the way from the hook, whose name may hold single ones"
 )]
+#![allow(
+    unused_unsafe,
+    reason = "macros that read a static have their own, and are used inside and outside of others"
+)]
 
 mod block;
 mod call;

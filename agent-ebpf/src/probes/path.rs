@@ -3,7 +3,7 @@
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use dinle_ebpf::{Narrowing, offsets::MISSING};
 
-use crate::kernel::{Ptr, at, offset, read, read_str};
+use crate::kernel::{Object, Ptr, at, offset, read, read_str};
 
 /// `NAME_MAX` of include/uapi/linux/limits.h, and a NUL.
 const NAME: usize = 256;
@@ -30,6 +30,14 @@ impl Path {
     /// The one at that address.
     #[inline(always)]
     pub fn read(path: Ptr) -> Self {
+        // Neighbours in every kernel so far.
+        if offset!(path_dentry) == offset!(path_mnt) + 8 {
+            let [mnt, dentry]: [u64; 2] = read(path, offset!(path_mnt));
+            return Self {
+                mnt: mnt as Ptr,
+                dentry: dentry as Ptr,
+            };
+        }
         Self {
             mnt: read(path, offset!(path_mnt)),
             dentry: read(path, offset!(path_dentry)),
@@ -38,16 +46,16 @@ impl Path {
 
     /// A task's root directory.
     #[inline(always)]
-    pub fn root_of(task: Ptr) -> Self {
-        let fs: Ptr = read(task, offset!(task_fs));
-        Self::read(at(fs, offset!(fs_root)))
+    pub fn root_of(task: Object) -> Self {
+        let fs = task.follow(offset!(task_fs));
+        Self::read(at(fs.address(), offset!(fs_root)))
     }
 
     /// A task's working directory.
     #[inline(always)]
-    pub fn cwd_of(task: Ptr) -> Self {
-        let fs: Ptr = read(task, offset!(task_fs));
-        Self::read(at(fs, offset!(fs_pwd)))
+    pub fn cwd_of(task: Object) -> Self {
+        let fs = task.follow(offset!(task_fs));
+        Self::read(at(fs.address(), offset!(fs_pwd)))
     }
 
     /// Where an open file is.
@@ -160,6 +168,7 @@ pub unsafe fn components<const MAX: usize, const DEPTH: usize>(
         mut mnt,
         mut dentry,
     } = path;
+    let mut mounted: Ptr = read(mnt, offset!(vfsmount_root));
     for _ in 0..DEPTH {
         if dentry.is_null() || mnt.is_null() {
             return End::Nowhere;
@@ -167,7 +176,7 @@ pub unsafe fn components<const MAX: usize, const DEPTH: usize>(
         if (Path { mnt, dentry }) == root {
             return End::Root;
         }
-        if read::<Ptr>(mnt, offset!(vfsmount_root)) == dentry {
+        if mounted == dentry {
             let mount: Ptr = mnt
                 .cast::<u8>()
                 .wrapping_sub(offset!(mount_mnt) as usize)
@@ -185,27 +194,50 @@ pub unsafe fn components<const MAX: usize, const DEPTH: usize>(
                 };
             }
             mnt = at(parent, offset!(mount_mnt));
+            mounted = read(mnt, offset!(vfsmount_root));
             dentry = read(mount, offset!(mount_mountpoint));
             continue;
         }
+        let Entry { parent, name } = Entry::read(dentry);
         // SAFETY: the caller's promise; `NAME` bytes of the room are left.
         unsafe {
             let written = stored::<MAX>(len);
             if written > MAX - NAME {
                 return End::Cut;
             }
-            let copied = read_str(
-                to.add(written),
-                NAME as u32,
-                read(dentry, offset!(dentry_name)),
-            );
+            let copied = read_str(to.add(written), NAME as u32, name);
             len.write_volatile((written + copied) as u16);
             let number = usize::from(count.read_volatile()) & (Starts::MAX - 1);
             let start = (&raw mut (*starts).at).cast::<u16>().add(number);
             start.write_volatile(written as u16);
             count.write_volatile(number as u16 + 1);
         }
-        dentry = read(dentry, offset!(dentry_parent));
+        dentry = parent;
     }
     End::Cut
+}
+
+/// What a walk needs of a `struct dentry`.
+struct Entry {
+    parent: Ptr,
+    name: Ptr,
+}
+
+impl Entry {
+    #[inline(always)]
+    fn read(dentry: Ptr) -> Self {
+        let (parent, name) = (offset!(dentry_parent), offset!(dentry_name));
+        // They are neighbours in every kernel so far, with the name's length and hash between: one call of a helper for both.
+        if name == parent + 16 {
+            let [parent, _, name]: [u64; 3] = read(dentry, parent);
+            return Self {
+                parent: parent as Ptr,
+                name: name as Ptr,
+            };
+        }
+        Self {
+            parent: read(dentry, parent),
+            name: read(dentry, name),
+        }
+    }
 }

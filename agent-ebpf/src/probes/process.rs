@@ -15,45 +15,50 @@ use dinle_ebpf::{
 use crate::{
     drop,
     emit::{self, Scratch},
-    kernel::{Ptr, offset, read, read_str},
+    kernel::{Object, Ptr, offset, read, read_str},
     path::{self, End, Path, stored},
-    scope,
+    scope::{self, Subject},
     task::{arguments, fill_task, innermost_pid, leader, start_boot_ns},
 };
 
 // include/trace/events/sched.h: (struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn tp_btf__sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    exec(ctx.arg(0), ctx.arg(2), &raw const EXEC_TP_BTF)
+    let task = Object::new(ctx.arg(0), true);
+    exec(task, ctx.arg(2), &raw const EXEC_TP_BTF)
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn raw_tracepoint__sched_process_exec(ctx: RawTracePointContext) -> i32 {
-    exec(ctx.arg(0), ctx.arg(2), &raw const EXEC_RAW)
+    let task = Object::new(ctx.arg(0), false);
+    exec(task, ctx.arg(2), &raw const EXEC_RAW)
 }
 
 // include/trace/events/sched.h: (struct task_struct *p), since 6.16 (struct task_struct *p, bool group_dead)
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn tp_btf__sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let group_dead = (offset!(exit_group_dead) == 1).then(|| ctx.arg::<u8>(1) != 0);
-    exit(ctx.arg(0), group_dead)
+    exit(Object::new(ctx.arg(0), true), group_dead)
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn raw_tracepoint__sched_process_exit(ctx: RawTracePointContext) -> i32 {
     let group_dead = (offset!(exit_group_dead) == 1).then(|| ctx.arg::<u64>(1) as u8 != 0);
-    exit(ctx.arg(0), group_dead)
+    exit(Object::new(ctx.arg(0), false), group_dead)
 }
 
 // include/trace/events/sched.h: (struct task_struct *parent, struct task_struct *child)
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn tp_btf__sched_process_fork(ctx: BtfTracePointContext) -> i32 {
-    fork(ctx.arg(0), ctx.arg(1))
+    fork(Object::new(ctx.arg(0), true), Object::new(ctx.arg(1), true))
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn raw_tracepoint__sched_process_fork(ctx: RawTracePointContext) -> i32 {
-    fork(ctx.arg(0), ctx.arg(1))
+    fork(
+        Object::new(ctx.arg(0), false),
+        Object::new(ctx.arg(1), false),
+    )
 }
 
 #[map]
@@ -62,9 +67,9 @@ static EXEC_TP_BTF: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 static EXEC_RAW: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 #[inline(always)]
-fn exec(task: Ptr, bprm: Ptr, scratch: *const PerCpuArray<Scratch>) -> i32 {
+fn exec(task: Object, bprm: Ptr, scratch: *const PerCpuArray<Scratch>) -> i32 {
     // Whatever starts in a pod has entered the pod's namespaces before.
-    drop::learn(task);
+    drop::learn(task.address());
     let Some(subject) = scope::current(Kind::Exec) else {
         return 0;
     };
@@ -112,7 +117,7 @@ unsafe fn filename(exec: *mut Exec, bprm: Ptr, to: *mut u8) {
 
 /// Writes the names of the working directory's components.
 #[inline(always)]
-unsafe fn cwd(exec: *mut Exec, task: Ptr, to: *mut u8) {
+unsafe fn cwd(exec: *mut Exec, task: Object, to: *mut u8) {
     // SAFETY: `exec` is valid; the caller's tail has room for `CWD_MAX`.
     unsafe {
         let len = &raw mut (*exec).cwd_len;
@@ -136,13 +141,18 @@ struct Ended {
     pid: u64,
 }
 
+impl Ended {
+    /// With this in its `pid` an entry says that the leading thread came by while others were left.
+    const LEADER_PASSED: u64 = 1 << 63;
+}
+
 #[inline(always)]
-fn exit(task: Ptr, group_dead: Option<bool>) -> i32 {
+fn exit(task: Object, group_dead: Option<bool>) -> i32 {
     let Some(subject) = scope::current(Kind::Exit) else {
         return 0;
     };
-    let signal: Ptr = read(task, offset!(task_signal));
-    if !last_thread(task, signal, group_dead) {
+    let signal = task.follow(offset!(task_signal));
+    if !last_thread(subject, task, signal, group_dead) {
         return 0;
     }
     emit::fixed::<Exit>(subject, |exit| {
@@ -156,19 +166,47 @@ fn exit(task: Ptr, group_dead: Option<bool>) -> i32 {
 }
 
 #[inline(always)]
-fn last_thread(task: Ptr, signal: Ptr, group_dead: Option<bool>) -> bool {
+fn last_thread(subject: Subject, task: Object, signal: Object, group_dead: Option<bool>) -> bool {
     if let Some(group_dead) = group_dead {
         return group_dead;
     }
-    // do_exit of kernel/exit.c counts `live` down before the tracepoint.
-    if offset!(signal_live) == MISSING || read::<i32>(signal, offset!(signal_live)) != 0 {
+    if offset!(signal_live) == MISSING {
         return false;
     }
+    // do_exit of kernel/exit.c counts `live` down, notes the thread's own code, and comes to the tracepoint. The process's code is the
+    // leading thread's, so that another thread may tell it only once that one has been here. Of two at once each looks behind what it
+    // leaves for the other, so that one of them tells.
+    let others = || signal.read::<i32>(offset!(signal_live)) != 0;
+    // SAFETY: this helper has no preconditions.
+    let ids = unsafe { bpf_get_current_pid_tgid() };
     let key = Ended {
         start_boot_ns: start_boot_ns(task),
-        // SAFETY: this helper has no preconditions.
-        pid: unsafe { bpf_get_current_pid_tgid() } >> 32,
+        pid: ids >> 32,
     };
+    let passed = Ended {
+        pid: key.pid | Ended::LEADER_PASSED,
+        ..key
+    };
+    if ids as u32 == (ids >> 32) as u32 {
+        if others() {
+            // An LRU map makes room by itself, but the kernel may be at work on it: then the last thread may not know to tell.
+            if ENDED.insert(&passed, &1, 0).is_err() {
+                emit::missed(subject, Kind::Exit);
+            }
+            if others() {
+                return false;
+            }
+        }
+    } else if others() {
+        return false;
+    } else {
+        // SAFETY: a byte that is always 1.
+        let was_here = unsafe { ENDED.get(&passed) }.is_some();
+        // Or it was, before somebody listened: then its parent may know already.
+        if !was_here && leader(task).read::<i32>(offset!(task_exit_state)) == 0 {
+            return false;
+        }
+    }
     const BPF_NOEXIST: u64 = 1;
     const EEXIST: i32 = -17;
     // Should the table have no room, twice is better than never.
@@ -180,22 +218,22 @@ fn last_thread(task: Ptr, signal: Ptr, group_dead: Option<bool>) -> bool {
 
 /// What the parent will see in wait(2): wait_task_zombie of kernel/exit.c.
 #[inline(always)]
-fn status(task: Ptr, signal: Ptr) -> u32 {
+fn status(task: Object, signal: Object) -> u32 {
     /// include/linux/sched/signal.h
     const SIGNAL_GROUP_EXIT: u32 = 4;
-    if read::<u32>(signal, offset!(signal_flags)) & SIGNAL_GROUP_EXIT != 0 {
-        return read(signal, offset!(signal_group_exit_code));
+    if signal.read::<u32>(offset!(signal_flags)) & SIGNAL_GROUP_EXIT != 0 {
+        return signal.read(offset!(signal_group_exit_code));
     }
-    read(leader(task), offset!(task_exit_code))
+    leader(task).read(offset!(task_exit_code))
 }
 
 #[inline(always)]
-fn fork(parent: Ptr, child: Ptr) -> i32 {
+fn fork(parent: Object, child: Object) -> i32 {
     let Some(subject) = scope::current(Kind::Fork) else {
         return 0;
     };
-    let child_pid: u32 = read(child, offset!(task_tgid));
-    if child_pid == read::<u32>(parent, offset!(task_tgid)) {
+    let child_pid: u32 = child.read(offset!(task_tgid));
+    if child_pid == parent.read::<u32>(offset!(task_tgid)) {
         // A thread.
         return 0;
     }

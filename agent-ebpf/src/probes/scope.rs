@@ -25,13 +25,12 @@ pub fn current(kind: Kind) -> Option<Subject> {
     wanted(cgroup_id, kind)
 }
 
-/// Whether any of these kinds is wanted of the current task's cgroup. `kinds` are [`Kind::bit`]s.
+/// The current task's cgroup, and which of these kinds are wanted of it, if any is. `kinds` are [`Kind::bit`]s.
 #[inline(always)]
-pub fn wants_any(kinds: u64) -> bool {
+pub fn current_any(kinds: u64) -> Option<(Subject, u64)> {
     // SAFETY: this helper has no preconditions.
     let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    // SAFETY: as in `wanted`.
-    (unsafe { SCOPE.get(&cgroup_id) }).is_some_and(|entry| entry.kinds & kinds != 0)
+    wanted_any(cgroup_id, kinds)
 }
 
 /// That cgroup, if this kind is wanted of it.

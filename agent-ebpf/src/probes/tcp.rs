@@ -3,14 +3,13 @@
 //! What happens to a connection mostly happens in whatever task a packet or a timer interrupts. So the pod is that of the
 //! socket's own cgroup, and the process is remembered from when one was at work on the socket.
 
-use core::ffi::c_void;
+mod open;
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::generated::{
-        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task,
-        bpf_ktime_get_boot_ns,
+        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns,
     },
     macros::{btf_tracepoint, map, raw_tracepoint},
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
@@ -19,13 +18,13 @@ use aya_ebpf::{
 use dinle_ebpf::{
     Kind, TcpConnect, TcpReset, TcpRetransmit, TcpSession,
     offsets::MISSING,
-    tcp::{Ends, SHARES, SOCKETS_MAX, Socket},
+    tcp::{Ends, SOCKETS_MAX, Socket},
 };
 
 use crate::{
     call::{self, Call},
     emit,
-    kernel::{Ptr, at, increment, offset, read},
+    kernel::{Object, Ptr, at, increment, offset, read, read_to, zero},
     scope::{self, Subject},
     task::fill_task,
 };
@@ -85,12 +84,14 @@ static SESSION_INTERVAL: Array<u64> = Array::with_max_entries(1, 0);
 // include/trace/events/sock.h: (const struct sock *sk, const int oldstate, const int newstate)
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn tp_btf__inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
-    state_changed(ctx.arg(0), ctx.arg(1), ctx.arg(2), false)
+    let sk = Object::new(ctx.arg(0), true);
+    state_changed(sk, ctx.arg(1), ctx.arg(2), false)
 }
 
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn raw_tracepoint__inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
-    state_changed(ctx.arg(0), ctx.arg(1), ctx.arg(2), false)
+    let sk = Object::new(ctx.arg(0), false);
+    state_changed(sk, ctx.arg(1), ctx.arg(2), false)
 }
 
 // The kernel skips a program that runs on the CPU already, as when a packet's work interrupts a process that closes another socket,
@@ -98,12 +99,14 @@ pub fn raw_tracepoint__inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
 // the other, both are seldom interrupted at once.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn tp_btf__inet_sock_set_state__again(ctx: BtfTracePointContext) -> i32 {
-    state_changed(ctx.arg(0), ctx.arg(1), ctx.arg(2), true)
+    let sk = Object::new(ctx.arg(0), true);
+    state_changed(sk, ctx.arg(1), ctx.arg(2), true)
 }
 
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn raw_tracepoint__inet_sock_set_state__again(ctx: RawTracePointContext) -> i32 {
-    state_changed(ctx.arg(0), ctx.arg(1), ctx.arg(2), true)
+    let sk = Object::new(ctx.arg(0), false);
+    state_changed(sk, ctx.arg(1), ctx.arg(2), true)
 }
 
 // include/trace/events/tcp.h: (const struct sock *sk, const struct sk_buff *skb), since 6.10 with a reason behind
@@ -168,18 +171,24 @@ fn state_of(sk: Ptr) -> u32 {
 }
 
 #[inline(always)]
-fn is_tcp(sk: Ptr) -> bool {
+fn is_tcp(sk: Object) -> bool {
     const IPPROTO_TCP: u16 = 6;
-    let family: u16 = read(sk, offset!(sock_family));
-    read::<u16>(sk, offset!(sock_protocol)) == IPPROTO_TCP
+    let family: u16 = sk.read(offset!(sock_family));
+    sk.read::<u16>(offset!(sock_protocol)) == IPPROTO_TCP
         && (family == AF_INET || family == AF_INET6)
 }
 
 /// Id of the cgroup that a socket was made in, or whose listener it comes from; 0 if the kernel does not say.
 #[inline(always)]
-fn cgroup_of(sk: Ptr) -> u64 {
-    let word: u64 = read(sk, offset!(sock_cgroup));
-    // Before 5.15 the word may hold numbers of cgroup v1 instead: `is_data` of include/linux/cgroup-defs.h.
+fn cgroup_of(sk: Object) -> u64 {
+    if offset!(sock_cgroup_pointer) != MISSING {
+        return sk
+            .follow(offset!(sock_cgroup))
+            .follow(offset!(cgroup_kn))
+            .read(offset!(kernfs_id));
+    }
+    // The word may hold numbers of cgroup v1 instead: `is_data` of include/linux/cgroup-defs.h.
+    let word: u64 = read(sk.address(), offset!(sock_cgroup));
     if word & 3 != 0 {
         return 0;
     }
@@ -189,26 +198,29 @@ fn cgroup_of(sk: Ptr) -> u64 {
 
 /// A process is at work on the socket: it holds the socket's lock. A packet or a timer works on a socket only while nobody does.
 #[inline(always)]
-fn is_owned(sk: Ptr) -> bool {
-    read::<i32>(sk, offset!(sock_owned)) != 0
+fn is_owned(sk: Object) -> bool {
+    sk.read::<i32>(offset!(sock_owned)) != 0
 }
 
 /// Writes which ends a socket has.
 ///
 /// # Safety
-/// `to` is valid.
+/// `to` is valid, and zeros.
 #[inline(always)]
 unsafe fn fill_ends(to: *mut Ends, sk: Ptr) {
     // SAFETY: the caller's promise.
     let to = unsafe { &mut *to };
     let family: u16 = read(sk, offset!(sock_family));
     to.family = family;
-    if family == AF_INET6 {
-        to.local = read(sk, offset!(sock_local6));
-        to.remote = read(sk, offset!(sock_remote6));
-    } else {
-        to.local = widen(read(sk, offset!(sock_local)));
-        to.remote = widen(read(sk, offset!(sock_remote)));
+    // SAFETY: each has room for 16 bytes, of which an IPv4 address takes the first 4.
+    unsafe {
+        if family == AF_INET6 {
+            read_to(&raw mut to.local, sk, offset!(sock_local6));
+            read_to(&raw mut to.remote, sk, offset!(sock_remote6));
+        } else {
+            read_to((&raw mut to.local).cast::<u32>(), sk, offset!(sock_local));
+            read_to((&raw mut to.remote).cast::<u32>(), sk, offset!(sock_remote));
+        }
     }
     to.local_port = u16::from_be(read(sk, offset!(inet_sport)));
     to.remote_port = u16::from_be(read(sk, offset!(sock_remote_port)));
@@ -224,23 +236,23 @@ fn widen([a, b, c, d]: [u8; 4]) -> [u8; 16] {
 /// # Safety
 /// `known` is valid.
 #[inline(always)]
-unsafe fn learn(known: *mut Socket, sk: Ptr, cgroup_id: u64) {
+unsafe fn learn(known: *mut Socket, sk: Object, cgroup_id: u64) {
     // SAFETY: the caller's promise; the helpers have no preconditions.
     unsafe {
         if (*known).task.pid == 0 && is_owned(sk) && bpf_get_current_cgroup_id() == cgroup_id {
-            fill_task(&raw mut (*known).task, bpf_get_current_task() as Ptr);
+            fill_task(&raw mut (*known).task, Object::current(sk.is_typed()));
         }
     }
 }
 
 /// Notes a change of state. The second program of the two notes it only if the first did not.
 #[inline(always)]
-fn state_changed(sk: Ptr, old: u32, new: u32, again: bool) -> i32 {
+fn state_changed(sk: Object, old: u32, new: u32, again: bool) -> i32 {
     // A listener comes and goes without a session, and some sockets are closed twice.
     if new == LISTEN || new == CLOSE && (old == LISTEN || old == CLOSE) || !is_tcp(sk) {
         return 0;
     }
-    let key = sk as u64;
+    let key = sk.address() as u64;
     let Some((subject, kinds)) = scope::wanted_any(cgroup_of(sk), KINDS) else {
         if new == CLOSE {
             // It may have been in scope before.
@@ -286,7 +298,7 @@ fn state_changed(sk: Ptr, old: u32, new: u32, again: bool) -> i32 {
                 return 0;
             };
             // SAFETY: an element of a per-CPU array is valid, and this program's own.
-            unsafe { spare.write_bytes(0, 1) };
+            unsafe { zero(spare) };
             spare
         }
     };
@@ -312,7 +324,7 @@ fn state_changed(sk: Ptr, old: u32, new: u32, again: bool) -> i32 {
                 _ => {}
             }
         }
-        if new == CLOSE && ended(subject, kinds, sk, old, known) {
+        if new == CLOSE && ended(subject, kinds, sk.address(), old, known) {
             _ = SOCKETS.remove(&key);
         }
     }
@@ -438,13 +450,14 @@ const RECEIVED: u16 = 2;
 
 #[inline(always)]
 fn reset(sk: Ptr, skb: Ptr, reason: u32, direction: u16) -> i32 {
+    let socket = Object::new(sk, false);
     let mut state = state_of(sk);
     // Small sockets have no cgroup, and where there is no socket there is none either.
     let whole = (OPEN | 1 << CLOSE | 1 << LISTEN) & (1 << (state & 31)) != 0;
-    if sk.is_null() || !whole || !is_tcp(sk) {
+    if sk.is_null() || !whole || !is_tcp(socket) {
         return 0;
     }
-    let Some(subject) = scope::wanted(cgroup_of(sk), Kind::TcpReset) else {
+    let Some(subject) = scope::wanted(cgroup_of(socket), Kind::TcpReset) else {
         return 0;
     };
     let key = sk as u64;
@@ -453,7 +466,7 @@ fn reset(sk: Ptr, skb: Ptr, reason: u32, direction: u16) -> i32 {
     if let Some(known) = known {
         // SAFETY: an element that is valid.
         unsafe {
-            learn(known, sk, subject.cgroup_id);
+            learn(known, socket, subject.cgroup_id);
             if (*known).closed != 0 {
                 state = u32::from((*known).closed);
                 closed = true;
@@ -514,16 +527,17 @@ unsafe fn fill_sender(to: *mut Ends, skb: Ptr) {
 fn retransmit(sk: Ptr, skb: Ptr) -> i32 {
     const FIN: u8 = 1;
     const SYN: u8 = 2;
-    if !is_tcp(sk) {
+    let socket = Object::new(sk, false);
+    if !is_tcp(socket) {
         return 0;
     }
-    let Some(subject) = scope::wanted(cgroup_of(sk), Kind::TcpRetransmit) else {
+    let Some(subject) = scope::wanted(cgroup_of(socket), Kind::TcpRetransmit) else {
         return 0;
     };
     let known = SOCKETS.get_ptr_mut(&(sk as u64));
     if let Some(known) = known {
         // SAFETY: an element that is valid.
-        unsafe { learn(known, sk, subject.cgroup_id) };
+        unsafe { learn(known, socket, subject.cgroup_id) };
     }
     emit::fixed::<TcpRetransmit>(subject, |segment| {
         let cb = at(skb, offset!(skb_cb));
@@ -563,7 +577,7 @@ fn accepted(call: Call) -> i32 {
     // SAFETY: an element that is valid; the helper has no preconditions.
     unsafe {
         if (*known).task.pid == 0 {
-            fill_task(&raw mut (*known).task, bpf_get_current_task() as Ptr);
+            fill_task(&raw mut (*known).task, call.task());
         }
     }
     0
@@ -591,7 +605,8 @@ call::exit!(fexit__tcp_v6_connect, kretprobe__tcp_v6_connect => connected);
 #[inline(always)]
 fn connecting(call: Call) -> i32 {
     let (sk, address) = (call.arg(0), call.arg(1));
-    let Some(subject) = scope::wanted(cgroup_of(sk as Ptr), Kind::TcpConnect) else {
+    let Some(subject) = scope::wanted(cgroup_of(Object::new(sk as Ptr, false)), Kind::TcpConnect)
+    else {
         return 0;
     };
     let connecting = Connecting {
@@ -635,13 +650,13 @@ fn connected(call: Call) -> i32 {
         return 0;
     }
     let sk = sk as Ptr;
-    let Some(subject) = scope::wanted(cgroup_of(sk), Kind::TcpConnect) else {
+    let Some(subject) = scope::wanted(cgroup_of(Object::new(sk, false)), Kind::TcpConnect) else {
         return 0;
     };
     emit::fixed::<TcpConnect>(subject, |connect| {
         // SAFETY: `connect` is a zeroed payload; the helper has no preconditions.
         unsafe {
-            fill_task(&raw mut (*connect).task, bpf_get_current_task() as Ptr);
+            fill_task(&raw mut (*connect).task, call.task());
             fill_ends(&raw mut (*connect).ends, sk);
             fill_asked(&raw mut (*connect).ends, address as Ptr);
             (*connect).duration_ns = now() - start_boot_ns;
@@ -672,160 +687,4 @@ unsafe fn fill_asked(to: *mut Ends, address: Ptr) {
         to.remote = widen(read(address, IPV4));
     }
     to.remote_port = u16::from_be(read(address, PORT));
-}
-
-/// What an iterator over the elements of a map is called with: `struct bpf_iter__bpf_map_elem`.
-#[repr(C)]
-struct Element<V> {
-    meta: *const c_void,
-    map: *const c_void,
-    key: *const u64,
-    value: *mut V,
-}
-
-/// What an iterator over TCP sockets is called with: `struct bpf_iter__tcp`.
-#[repr(C)]
-struct Socketed {
-    meta: *const c_void,
-    sk: Ptr,
-}
-
-/// Over `SOCKETS`, once a second: reports on sessions that go on.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/bpf_map_elem")]
-pub fn iter__bpf_map_elem__SOCKETS(ctx: *mut c_void) -> i32 {
-    let ctx: *const Element<Socket> = ctx.cast();
-    // SAFETY: the kernel calls this with such a struct.
-    let (key, known) = unsafe { ((*ctx).key, (*ctx).value) };
-    if key.is_null() || known.is_null() {
-        return 0;
-    }
-    // SAFETY: the kernel holds both while this runs.
-    let (address, told) = unsafe { (*key, (*known).told_boot_ns) };
-    let sk = address as Ptr;
-    let state = state_of(sk);
-    if (OPEN & (1 << (state & 31))) == 0 || !is_tcp(sk) {
-        // It ended while nobody listened.
-        _ = SOCKETS.remove(&address);
-        return 0;
-    }
-    let Some(&interval) = SESSION_INTERVAL.get(0) else {
-        return 0;
-    };
-    let now = now();
-    if state == SYN_SENT || state == SYN_RECV || now < told + interval {
-        return 0;
-    }
-    let Some(subject) = scope::wanted(cgroup_of(sk), Kind::TcpSession) else {
-        return 0;
-    };
-    // SAFETY: the kernel holds the element while this runs.
-    unsafe {
-        (*known).told_boot_ns = now;
-        tell(subject, sk, state, 0, TcpSession::OPEN, known);
-    }
-    0
-}
-
-/// Where the kernel keeps sockets that are open.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Table {
-    /// Its first element.
-    buckets: u64,
-    /// How many it has, less one.
-    mask: u64,
-}
-
-#[map]
-static SOCKET_TABLE: Array<Table> = Array::with_max_entries(1, 0);
-
-/// Over the TCP sockets of the agent's own network namespace, of which it has some: finds the table, which all namespaces share.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/tcp")]
-pub fn iter__tcp(ctx: *mut c_void) -> i32 {
-    let ctx: *const Socketed = ctx.cast();
-    // SAFETY: the kernel calls this with such a struct.
-    let sk = unsafe { (*ctx).sk };
-    if sk.is_null() {
-        return 0;
-    }
-    let hashinfo: Ptr = read(read(sk, offset!(sock_net)), offset!(net_hashinfo));
-    let Some(table) = SOCKET_TABLE.get_ptr_mut(0) else {
-        return 0;
-    };
-    let buckets: u64 = read(hashinfo, offset!(hashinfo_ehash));
-    if buckets != 0 {
-        // SAFETY: an element of an array is valid, and all writers write the same.
-        unsafe {
-            table.write(Table {
-                buckets,
-                mask: read::<u32>(hashinfo, offset!(hashinfo_mask)).into(),
-            });
-        }
-    }
-    0
-}
-
-/// Has an element for each call of the program below.
-#[map]
-static SHARE: Array<u32> = Array::with_max_entries(SHARES, 0);
-
-/// Over `SHARE`: takes note of sessions that are open already, so that they can be reported on. The table holds the sockets of all
-/// network namespaces, while the kernel's own iterator stops at the agent's.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/bpf_map_elem")]
-pub fn iter__bpf_map_elem__SHARE(ctx: *mut c_void) -> i32 {
-    /// Steps from bucket to socket to bucket in one share. The table has at least as many buckets as there usually are sockets,
-    /// and at most 524,288 of them (thash_entries of net/ipv4/tcp.c): 32 in a share.
-    const STEPS: u32 = 72;
-    let ctx: *const Element<u32> = ctx.cast();
-    // SAFETY: the kernel calls this with such a struct.
-    let key: *const u32 = unsafe { (*ctx).key.cast() };
-    let size = offset!(ehash_bucket_size);
-    let node_at = offset!(sock_nulls_node);
-    if key.is_null() || size == MISSING || node_at == MISSING {
-        return 0;
-    }
-    // SAFETY: the kernel holds it while this runs.
-    let share = u64::from(unsafe { *key });
-    let Some(&Table { buckets, mask }) = SOCKET_TABLE.get(0) else {
-        return 0;
-    };
-    let mut bucket = share;
-    let mut node: u64 = 1;
-    for _ in 0..STEPS {
-        // The end of a bucket's list is an odd number: include/linux/list_nulls.h.
-        if node & 1 != 0 || node == 0 {
-            if bucket > mask || buckets == 0 {
-                break;
-            }
-            node = read((buckets + bucket * u64::from(size)) as Ptr, 0);
-            bucket += u64::from(SHARES);
-            continue;
-        }
-        note((node - u64::from(node_at)) as Ptr);
-        node = read(node as Ptr, 0);
-    }
-    0
-}
-
-/// Remembers a session that was open before.
-#[inline(always)]
-fn note(sk: Ptr) {
-    let state = state_of(sk);
-    if OPEN & (1 << (state & 31)) == 0 || !is_tcp(sk) {
-        return;
-    }
-    if scope::wanted_any(cgroup_of(sk), KINDS).is_none() {
-        return;
-    }
-    let key = sk as u64;
-    if let Some(unknown) = UNKNOWN.get(0)
-        && SOCKETS.insert(&key, unknown, BPF_NOEXIST as u64).is_ok()
-        && let Some(known) = SOCKETS.get_ptr_mut(&key)
-    {
-        // SAFETY: an element that is valid.
-        unsafe { (*known).told_boot_ns = now() };
-    }
 }
