@@ -31,6 +31,14 @@ pub mod server {
 /// The descriptors of all of `dinle/v1`, for reflection and JSON.
 pub const DESCRIPTORS: &[u8] = include_bytes!("gen/descriptors.bin");
 
+impl v1::Kind {
+    /// What users and metrics call it: `tcp_reset`.
+    pub fn name(self) -> String {
+        let name = self.as_str_name();
+        name.strip_prefix("KIND_").unwrap_or(name).to_lowercase()
+    }
+}
+
 /// A `SubscribeResponse` that is encoded already: the agent encodes an event once, not once for each subscriber.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded(pub bytes::Bytes);

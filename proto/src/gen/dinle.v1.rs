@@ -1542,6 +1542,23 @@ pub struct Subscription {
     /// Its books.
     #[prost(message, repeated, tag = "4")]
     pub books: ::prost::alloc::vec::Vec<KindBooks>,
+    /// Who listens.
+    #[prost(message, optional, tag = "5")]
+    pub caller: ::core::option::Option<Caller>,
+}
+/// Who is at the other end of a connection, as far as that tells.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Caller {
+    /// Where it comes from: `10.0.0.7:41234`, or `unix:1000` with the user of the process. What `kubectl port-forward` brings comes
+    /// from the pod's own loopback.
+    #[prost(string, tag = "1")]
+    pub peer: ::prost::alloc::string::String,
+    /// User: the common name of the client's certificate. Empty without one.
+    #[prost(string, tag = "2")]
+    pub user: ::prost::alloc::string::String,
+    /// Groups: the certificate's organizations.
+    #[prost(string, repeated, tag = "3")]
+    pub groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Where the agent knows pods from.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
