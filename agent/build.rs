@@ -15,6 +15,8 @@ use std::{
 
 const TARGET: &str = "bpfel-unknown-none";
 const PACKAGE: &str = "dinle-ebpf";
+/// Makes a warning about the kernel half an error.
+const DENY_WARNINGS: &str = "DINLE_EBPF_DENY_WARNINGS";
 
 fn main() {
     for name in [
@@ -22,6 +24,7 @@ fn main() {
         "DINLE_EBPF_SKIP",
         "DINLE_EBPF_RUSTC",
         "BPF_LINKER",
+        DENY_WARNINGS,
         "PATH",
     ] {
         println!("cargo:rerun-if-env-changed={name}");
@@ -43,7 +46,7 @@ fn main() {
         println!("cargo:rerun-if-changed={}", object.display());
         copy(object, &embedded)
     } else {
-        build(&out).and_then(|object| copy(&object, &embedded))
+        build(&out).and_then(|object| strip(&object, &embedded))
     };
     if let Err(problem) = built {
         println!("cargo:warning=the eBPF programs are not built");
@@ -56,6 +59,63 @@ fn copy(from: &Path, to: &Path) -> Result<(), String> {
     fs::copy(from, to)
         .map(|_| ())
         .map_err(|error| format!("cannot copy the eBPF object {}: {error}", from.display()))
+}
+
+/// Leaves DWARF out: BTF was made from it, and nobody else reads it. It is four fifths of the object, which the agent parses at each start.
+fn strip(from: &Path, to: &Path) -> Result<(), String> {
+    let object =
+        fs::read(from).map_err(|error| format!("cannot read {}: {error}", from.display()))?;
+    let stripped = without_dwarf(&object)
+        .ok_or_else(|| format!("{} is no ELF object of 64 bits", from.display()))?;
+    fs::write(to, stripped).map_err(|error| format!("cannot write {}: {error}", to.display()))
+}
+
+/// The object with empty sections where DWARF was, so that all sections keep their numbers. Offsets of `Elf64_Ehdr` and `Elf64_Shdr` are
+/// those of include/uapi/linux/elf.h. `None` if it is something else.
+fn without_dwarf(object: &[u8]) -> Option<Vec<u8>> {
+    const HEADER: usize = 64;
+    const SECTION: usize = 64;
+    fn word(bytes: &[u8], at: usize) -> Option<usize> {
+        let bytes = bytes.get(at..at + 8)?.try_into().ok()?;
+        usize::try_from(u64::from_le_bytes(bytes)).ok()
+    }
+    fn half(bytes: &[u8], at: usize, len: usize) -> Option<usize> {
+        let bytes = bytes.get(at..at + len)?;
+        Some(
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |sum, byte| sum << 8 | usize::from(*byte)),
+        )
+    }
+    let table = word(object, 0x28)?;
+    let count = half(object, 0x3C, 2)?;
+    let mut sections = object.get(table..table + count * SECTION)?.to_vec();
+    let names = word(&sections, half(object, 0x3E, 2)? * SECTION + 24)?;
+    let mut out = object.get(..HEADER)?.to_vec();
+    for section in sections.chunks_exact_mut(SECTION) {
+        let name = object.get(names + half(section, 0, 4)?..)?;
+        let name = name.strip_prefix(b".rel").unwrap_or(name);
+        let (offset, size) = (word(section, 24)?, word(section, 32)?);
+        // Sections of zeros (SHT_NOBITS) have no bytes in the file.
+        let content = match half(section, 4, 4)? {
+            8 => &[][..],
+            _ if name.starts_with(b".debug_") => {
+                section[4..8].fill(0);
+                section[32..40].fill(0);
+                &[]
+            }
+            _ => object.get(offset..offset + size)?,
+        };
+        out.resize(out.len().next_multiple_of(word(section, 48)?.max(1)), 0);
+        section[24..32].copy_from_slice(&(out.len() as u64).to_le_bytes());
+        out.extend_from_slice(content);
+    }
+    out.resize(out.len().next_multiple_of(8), 0);
+    let table = out.len() as u64;
+    out[0x28..0x30].copy_from_slice(&table.to_le_bytes());
+    out.extend_from_slice(&sections);
+    Some(out)
 }
 
 /// A compiler that can build for the BPF target.
@@ -110,7 +170,7 @@ fn build(out: &Path) -> Result<PathBuf, String> {
     if build_std {
         command.args(["-Z", "build-std=core"]);
     }
-    let flags = [
+    let mut flags = vec![
         format!("-Clinker={}", linker.display()),
         "-Cpanic=abort".into(),
         // BTF is made from debug information.
@@ -118,6 +178,11 @@ fn build(out: &Path) -> Result<PathBuf, String> {
         "-Clink-arg=--btf".into(),
         format!("--cfg=bpf_target_arch=\"{arch}\""),
     ];
+    flags.extend(remapped().map(|(from, to)| format!("--remap-path-prefix={from}={to}")));
+    // `make check` looks at this half, too: cargo shows its warnings only when it fails.
+    if env::var_os(DENY_WARNINGS).is_some() {
+        flags.push("-Dwarnings".into());
+    }
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     let status = command
         .status()
@@ -128,6 +193,16 @@ fn build(out: &Path) -> Result<PathBuf, String> {
         ));
     }
     Ok(target_dir.join(TARGET).join("release").join(PACKAGE))
+}
+
+/// Paths go into BTF, and from there into what the verifier says: the same ones wherever this is built.
+fn remapped() -> impl Iterator<Item = (String, &'static str)> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    let cargo = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo = cargo.or_else(|| Some(env::home_dir()?.join(".cargo")));
+    [(workspace.map(Path::to_owned), "/dinle"), (cargo, "/cargo")]
+        .into_iter()
+        .filter_map(|(from, to)| Some((from?.to_string_lossy().into_owned(), to)))
 }
 
 /// The first of: the compiler that was named, the one that runs this, the system's, rustup's nightly.

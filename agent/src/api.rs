@@ -1,5 +1,7 @@
 //! The gRPC service: what may be asked, and the only place that makes a `tonic::Status`.
 
+mod audit;
+
 use std::{pin::Pin, sync::Arc, time::SystemTime};
 
 use arc_swap::ArcSwap;
@@ -18,6 +20,8 @@ use crate::{
     hub::{Hub, Stage, Subscription},
     workload::Index,
 };
+
+use audit::Audited;
 
 /// A Plan names at most so many workloads: it should stay far below the 4 MiB that clients accept.
 const PLAN_WORKLOADS: usize = 500;
@@ -124,23 +128,18 @@ impl Api {
             heartbeat_interval: prost_types::Duration::try_from(request.heartbeat).ok(),
         }
     }
-}
 
-#[tonic::async_trait]
-impl Observer for Api {
-    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
-
-    async fn subscribe(
+    /// A stream with its plan before everything else, once the kernel reports what was asked for.
+    async fn open(
         &self,
-        request: Request<v1::SubscribeRequest>,
-    ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let asked = request.into_inner();
+        asked: &v1::SubscribeRequest,
+        caller: &v1::Caller,
+    ) -> Result<Subscription, Status> {
         let request =
-            filter::Request::parse(&asked, &self.limits).map_err(|error| invalid(&error, ""))?;
-        let kinds = request.kinds;
+            filter::Request::parse(asked, &self.limits).map_err(|error| invalid(&error, ""))?;
         let mut subscription = self
             .hub
-            .subscribe(asked, request.clone())
+            .subscribe(asked.clone(), request.clone(), caller.clone())
             .map_err(|full| Status::resource_exhausted(full.to_string()))?;
         if !self.settle.settle().await {
             return Err(Status::unavailable("the agent is shutting down"));
@@ -157,21 +156,36 @@ impl Observer for Api {
                 .map(|capability| &*capability.reason)
                 .collect();
             return Err(Status::failed_precondition(format!(
-                "this kernel offers none of the kinds asked for: {}",
+                "none of the kinds asked for is available here: {}",
                 reasons.join("; ")
             )));
         }
-        tracing::info!(
-            stream = subscription.id(),
-            kinds = kinds.bits(),
-            workloads = plan.workloads_total,
-            "stream opened"
-        );
         subscription.begin_with(Message::Plan(plan));
-        let ended = Ended(subscription);
-        let messages = stream::unfold(ended, |mut ended| async move {
-            let message = ended.0.next().await?;
-            Some((Ok(message), ended))
+        Ok(subscription)
+    }
+}
+
+#[tonic::async_trait]
+impl Observer for Api {
+    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<v1::SubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let caller = audit::caller(&request);
+        let asked = request.into_inner();
+        let subscription = match self.open(&asked, &caller).await {
+            Ok(subscription) => subscription,
+            Err(status) => {
+                audit::refused(&caller, &asked, &status);
+                return Err(status);
+            }
+        };
+        let audited = Audited::begin(subscription);
+        let messages = stream::unfold(audited, |mut audited| async move {
+            let message = audited.next().await?;
+            Some((Ok(message), audited))
         });
         Ok(Response::new(Box::pin(messages)))
     }
@@ -231,6 +245,7 @@ impl Observer for Api {
             started: Some(listener.started.into()),
             request: Some(listener.asked.clone()),
             books: listener.books(),
+            caller: Some(listener.caller.clone()),
         });
         Ok(Response::new(v1::GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -254,21 +269,6 @@ impl Observer for Api {
     ) -> Result<Response<v1::ListCapabilitiesResponse>, Status> {
         let capabilities = self.state.load().capabilities.clone();
         Ok(Response::new(v1::ListCapabilitiesResponse { capabilities }))
-    }
-}
-
-/// Logs the end of a stream.
-struct Ended(Subscription);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let listener = self.0.listener();
-        let (mut delivered, mut lost) = (0, 0);
-        for books in listener.books() {
-            delivered += books.delivered;
-            lost += books.lost.iter().map(|loss| loss.count).sum::<u64>();
-        }
-        tracing::info!(stream = listener.id, delivered, lost, "stream closed");
     }
 }
 

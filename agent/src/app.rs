@@ -1,5 +1,7 @@
 //! Wires the rooms, starts them and ends them. The only file that knows all of them.
 
+mod doctor;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -19,7 +21,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
 };
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::transport::Server;
 
 use crate::{
     api::{Api, Facts},
@@ -29,10 +31,13 @@ use crate::{
     filter::Limits,
     hub::Hub,
     kernel::{Kernel, Options},
+    listen::{self, Listener},
     metrics::{self, Alive, Health},
     pipeline::{Pipeline, Stats},
     workload::{self, Index},
 };
+
+pub use doctor::Doctor;
 
 /// A peer that does not answer a ping within [`KEEPALIVE_TIMEOUT`] is dead, and its stream ends. Port-forwards that broke
 /// silently are noticed by this.
@@ -46,6 +51,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let options = Options {
         ring_bytes: config.ring_bytes,
         ways: config.ways.clone(),
+        sensors: config.sensors.clone(),
         every_way: config.check,
     };
     if config.check {
@@ -53,7 +59,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     // Ports and signals first: nothing is loaded for an agent that cannot serve.
     let mut stop = Stop::listen()?;
-    let grpc = bind(config.listen, "--listen").await?;
+    let tls = config.tls().map(listen::State::open).transpose()?;
+    let mut grpc = Vec::new();
+    for address in &config.listen {
+        let listener = Listener::bind(address, config.access(), tls.as_ref()).await;
+        grpc.push(listener.with_context(|| {
+            format!("--listen {address} cannot be listened on; is another agent running?")
+        })?);
+    }
     let http = bind(config.http, "--http").await?;
     let node_name = node_name(config.node_name.as_deref())?;
     let cgroup_root = cgroup_root(config.cgroup_root.as_deref())?;
@@ -81,17 +94,21 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             cgroup_root.display()
         )
     })?;
-    let node = Arc::new(ArcSwap::from_pointee(control::node(&programs.status())));
+    let node = Arc::new(ArcSwap::from_pointee(control::node(
+        &programs.status(),
+        programs.kinds(),
+    )));
     for capability in node
         .load()
         .capabilities
         .iter()
-        .filter(|capability| !capability.available)
+        // A sensor that was left out has no hooks, and whoever left it out knows.
+        .filter(|capability| !capability.available && !capability.hooks.is_empty())
     {
         tracing::warn!(
             kind = capability.kind().as_str_name(),
             reason = capability.reason,
-            "unavailable on this kernel"
+            "unavailable"
         );
     }
     let stats = Arc::new(Stats::default());
@@ -157,6 +174,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         stats,
         node: node.clone(),
         alive: Arc::new(Alive::default()),
+        tls,
     };
     let http_task = tokio::spawn(async move { axum::serve(http, metrics::router(health)).await });
     let (reporter, health_service) = tonic_health::server::health_reporter();
@@ -176,9 +194,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let (draining, drained) = tokio::sync::oneshot::channel::<()>();
-    // Without this a small batch waits for the client's delayed acknowledgement: 40 ms. The server's own setting does not reach
-    // connections of a listener that was bound before.
-    let incoming = TcpIncoming::from(grpc).with_nodelay(Some(true));
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -190,13 +205,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 .build_v1alpha()
                 .context("reflection")?,
         )
-        .serve_with_incoming_shutdown(incoming, async {
+        .serve_with_incoming_shutdown(Listener::incoming(grpc), async {
             // A sender that is gone means the same.
             _ = drained.await;
         });
     let mut serving = tokio::spawn(serving);
     tracing::info!(
-        listen = %config.listen, http = %config.http, node = node_name, pods = %config.pods,
+        listen = %list(&config.listen), http = %config.http, node = node_name, pods = %config.pods,
         cgroup_root = %cgroup_root.display(), cgroups = found, "listening"
     );
 
@@ -229,7 +244,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     ended
 }
 
-/// Loads everything, and says what became of it: `PROGRAM <name> <ok|unavailable> <instructions or reason>`, separated by tabs.
+/// Loads everything, and says what became of it, separated by tabs: `PROGRAM <name> <ok|unavailable> <instructions or reason>`, and
+/// `KIND <name> <ok|unavailable> <ways or reason>`.
 fn check(options: &Options) -> anyhow::Result<()> {
     let Kernel { mut programs, .. } = Kernel::load(options)?;
     let hooks = programs.status();
@@ -239,7 +255,20 @@ fn check(options: &Options) -> anyhow::Result<()> {
             Err(reason) => println!("PROGRAM\t{}\tunavailable\t{reason}", way.program),
         }
     }
-    let capabilities = control::node(&hooks).capabilities;
+    let capabilities = control::node(&hooks, programs.kinds()).capabilities;
+    for capability in &capabilities {
+        let kind = capability.kind().name();
+        let mut ways: Vec<&str> = Vec::new();
+        for hook in &capability.hooks {
+            if !ways.contains(&hook.chosen.as_str()) {
+                ways.push(&hook.chosen);
+            }
+        }
+        match capability.available {
+            true => println!("KIND\t{kind}\tok\t{}", ways.join(", ")),
+            false => println!("KIND\t{kind}\tunavailable\t{}", capability.reason),
+        }
+    }
     let missing: Vec<String> = capabilities
         .iter()
         .filter(|capability| !capability.available)
@@ -325,6 +354,11 @@ impl Drop for ReaderThread {
             _ = thread.join();
         }
     }
+}
+
+fn list(addresses: &[listen::Address]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    addresses.join(",")
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {

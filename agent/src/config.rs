@@ -1,11 +1,12 @@
 //! Every knob of the agent: its default, its unit, its reason.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 
 use crate::{
-    kernel::{Options, Way},
+    kernel::{Options, Sensor, Way},
+    listen::{Access, Address, Files},
     workload::Source,
 };
 
@@ -26,14 +27,16 @@ pub const DRAIN: Duration = Duration::from_secs(10);
         On SIGTERM or SIGINT streams get their final books, for at most 10 s. RUST_LOG sets what is logged (default: info)."
 )]
 pub struct Config {
-    /// Address of the gRPC service. Anything but loopback needs --insecure: nobody is asked who they are.
+    /// Where the gRPC service is: ADDR:PORT, tls:ADDR:PORT with the certificate of --tls-cert, or unix:PATH; several, separated by
+    /// commas. Anything but loopback needs a tls: with --tls-client-ca, or --insecure: else nobody is asked who they are.
     #[arg(
         long,
-        value_name = "ADDR:PORT",
+        value_name = "WHERE,…",
+        value_delimiter = ',',
         default_value = "127.0.0.1:4380",
         env = "DINLE_LISTEN"
     )]
-    pub listen: SocketAddr,
+    pub listen: Vec<Address>,
     /// Address of /metrics, /healthz and /readyz. They tell counts, never events or names of pods.
     #[arg(
         long,
@@ -42,9 +45,39 @@ pub struct Config {
         env = "DINLE_HTTP"
     )]
     pub http: SocketAddr,
-    /// Serve gRPC without encryption or authentication to whoever can reach --listen.
+    /// Serve gRPC to whoever can reach --listen, without asking who they are.
     #[arg(long)]
     pub insecure: bool,
+    /// Certificates for tls: in --listen, PEM. Read again when they change; connections that are open stay.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_key",
+        env = "DINLE_TLS_CERT"
+    )]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's key, PEM.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        env = "DINLE_TLS_KEY"
+    )]
+    pub tls_key: Option<PathBuf>,
+    /// Take only clients with a certificate that these authorities have signed, PEM.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        env = "DINLE_TLS_CLIENT_CA"
+    )]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Permissions of the socket of unix:PATH, octal.
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
+    pub socket_mode: u32,
+    /// Group of that socket, by name or number. Default: the agent's own.
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    pub socket_group: Option<u32>,
     /// Where pods are known from: `kube`, `file:PATH` (output of `kubectl get pods -o json`, read again when it changes) or `none`.
     #[arg(
         long,
@@ -66,6 +99,9 @@ pub struct Config {
     /// Ways to attach that may be used, in the order in which they are tried.
     #[arg(long, value_name = "WAY,…", value_delimiter = ',', default_values_t = Way::ALL.to_vec())]
     pub ways: Vec<Way>,
+    /// Sensors that may be listened to: process, file, tcp, block, drop. Probes of others are not even loaded.
+    #[arg(long, value_name = "SENSOR,…", value_delimiter = ',', default_values_t = Sensor::ALL.to_vec(), value_parser = sensor, env = "DINLE_SENSORS")]
+    pub sensors: Vec<Sensor>,
     /// How long programs stay attached after their last subscriber has left.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub linger: Duration,
@@ -77,17 +113,85 @@ pub struct Config {
     pub log_json: bool,
 }
 
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("write three octal digits, as in 0660".to_owned()),
+    }
+}
+
+/// A static binary cannot ask the C library, which would load others: the file is all there is.
+fn group(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let number = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(text)).then(|| fields.nth(1)?.parse().ok())?
+    });
+    number.ok_or_else(|| "/etc/group has no such group; write its number".to_owned())
+}
+
+fn sensor(text: &str) -> Result<Sensor, String> {
+    let mut all = Sensor::ALL.iter().copied();
+    all.find(|sensor| sensor.name() == text).ok_or_else(|| {
+        let known: Vec<_> = Sensor::ALL.iter().map(|sensor| sensor.name()).collect();
+        format!("`{text}` is no sensor; there are {}", known.join(", "))
+    })
+}
+
 impl Config {
-    /// Refuses what would expose the node's events to strangers.
+    /// Refuses what would expose the node's events to strangers, and what contradicts itself.
     pub fn check_listen(&self) -> Result<(), String> {
-        if self.listen.ip().is_loopback() || self.insecure {
-            return Ok(());
+        let tls = self
+            .listen
+            .iter()
+            .find(|address| matches!(address, Address::Tls(_)));
+        match (tls, &self.tls_cert) {
+            (Some(address), None) => {
+                return Err(format!(
+                    "--listen {address} needs a certificate: name its files with --tls-cert and --tls-key"
+                ));
+            }
+            (None, Some(_)) => {
+                return Err("--tls-cert is for an address with TLS, but --listen names none: write tls:ADDR:PORT there".to_owned());
+            }
+            _ => {}
         }
-        Err(format!(
-            "--listen {} is not a loopback address, and whoever reaches it could read what runs on this node; listen on 127.0.0.1 \
-             and use `kubectl port-forward`, or say --insecure if the network keeps strangers away",
-            self.listen
-        ))
+        for address in &self.listen {
+            let (ip, asked) = match address {
+                Address::Unix(_) => continue,
+                Address::Tcp(address) => (address.ip(), false),
+                Address::Tls(address) => (address.ip(), self.tls_client_ca.is_some()),
+            };
+            if !ip.is_loopback() && !asked && !self.insecure {
+                return Err(format!(
+                    "--listen {address} is not a loopback address, and whoever reaches it could read what runs on this node; listen on \
+                     127.0.0.1 and use `kubectl port-forward`, or on tls:ADDR:PORT with --tls-client-ca, or say --insecure if the network \
+                     keeps strangers away"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Files for TLS.
+    pub fn tls(&self) -> Option<Files> {
+        let (certificate, key) = self.tls_cert.clone().zip(self.tls_key.clone())?;
+        Some(Files {
+            certificate,
+            key,
+            client_ca: self.tls_client_ca.clone(),
+        })
+    }
+
+    /// Who may open the socket.
+    pub fn access(&self) -> Access {
+        Access {
+            mode: self.socket_mode,
+            group: self.socket_group,
+        }
     }
 }
 
@@ -109,8 +213,11 @@ mod tests {
 
     #[test]
     fn only_loopback_is_served_unless_told_otherwise() {
+        const TLS: [&str; 4] = ["--tls-cert", "c", "--tls-key", "k"];
         for (args, served) in [
             (&[][..], true),
+            (&["--listen", "127.0.0.1:1,unix:/run/dinle.sock"], true),
+            (&["--listen", "127.0.0.1:1,0.0.0.0:2"], false),
             (&["--listen", "[::1]:1"], true),
             (&["--listen", "127.0.0.5:1"], true),
             (&["--listen", "0.0.0.0:1"], false),
@@ -121,11 +228,45 @@ mod tests {
             let checked = parse(args).expect("flags").check_listen();
             assert_eq!(checked.is_ok(), served, "{args:?}");
             if let Err(error) = checked {
+                let address = args[1].rsplit(',').next().expect("an address");
                 assert!(
-                    error.contains(args[1]) && error.contains("--insecure"),
+                    error.contains(address) && error.contains("--insecure"),
                     "{error}"
                 );
             }
+        }
+        for (args, served) in [
+            (&["--listen", "tls:[::1]:1"][..], true),
+            (&["--listen", "tls:0.0.0.0:1", "--tls-client-ca", "a"], true),
+            (&["--listen", "tls:0.0.0.0:1", "--insecure"], true),
+            // Who they are is asked of nobody.
+            (&["--listen", "tls:0.0.0.0:1"], false),
+            (
+                &[
+                    "--listen",
+                    "tls:0.0.0.0:1,0.0.0.0:2",
+                    "--tls-client-ca",
+                    "a",
+                ],
+                false,
+            ),
+        ] {
+            let args = [args, &TLS[..]].concat();
+            let checked = parse(&args).expect("flags").check_listen();
+            assert_eq!(checked.is_ok(), served, "{args:?}: {checked:?}");
+        }
+        for (args, hint) in [
+            (
+                &["--listen", "tls:127.0.0.1:1"][..],
+                "--tls-cert and --tls-key",
+            ),
+            (&TLS[..], "tls:ADDR:PORT"),
+        ] {
+            let error = parse(args)
+                .expect("flags")
+                .check_listen()
+                .expect_err("a contradiction");
+            assert!(error.contains(hint), "{error}");
         }
     }
 
@@ -134,8 +275,18 @@ mod tests {
         for (args, hint) in [
             (["--pods", "cube"], "file:PATH"),
             (["--ways", "ftrace"], "tp_btf"),
+            (["--sensors", "files"], "process, file, tcp"),
             (["--listen", "localhost"], "--listen"),
             (["--linger", "soon"], "--linger"),
+            (
+                ["--listen", "tls:unix:/run/dinle.sock"],
+                "needs no TLS: write unix:PATH",
+            ),
+            (["--listen", "unix:"], "no path"),
+            (["--tls-cert", "c"], "--tls-key"),
+            (["--tls-client-ca", "a"], "--tls-cert"),
+            (["--socket-mode", "1777"], "0660"),
+            (["--socket-group", "nobody-has-this"], "/etc/group"),
         ] {
             let error = parse(&args).expect_err("refused").to_string();
             assert!(error.contains(hint), "{args:?}: {error}");

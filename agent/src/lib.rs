@@ -3,12 +3,14 @@
 pub mod api;
 pub mod app;
 pub mod client;
+pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod event;
 pub mod filter;
 pub mod hub;
 pub mod kernel;
+pub mod listen;
 pub mod metrics;
 pub mod pipeline;
 pub mod workload;

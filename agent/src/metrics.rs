@@ -29,6 +29,7 @@ use crate::{
     control::Node,
     event::proto_kind,
     hub::{Hub, Stage},
+    listen,
     pipeline::Stats,
     workload::Index,
 };
@@ -49,6 +50,8 @@ pub struct Health {
     pub node: Arc<ArcSwap<Node>>,
     /// When the reader was last seen alive.
     pub alive: Arc<Alive>,
+    /// Certificates, where clients speak TLS.
+    pub tls: Option<Arc<listen::State>>,
 }
 
 /// Sees whether a counter moves.
@@ -151,10 +154,15 @@ impl Collector for Metrics {
             index,
             stats,
             node,
-            ..
+            tls,
+            alive: _,
         }) = self;
         let node = node.load();
-        let kinds = || Kind::ALL.iter().map(|&kind| (kind, kind_name(kind)));
+        let kinds = || {
+            Kind::ALL
+                .iter()
+                .map(|&kind| (kind, proto_kind(kind).name()))
+        };
 
         let counter = ConstCounter::new(0u64).metric_type();
         let gauge = ConstGauge::new(0i64).metric_type();
@@ -214,9 +222,28 @@ impl Collector for Metrics {
             "Cgroups and pods beyond the limits",
             index.refused(),
         )?;
+        if let Some(tls) = tls {
+            one(
+                "tls_handshake_failures",
+                "Connections that did not become TLS: no TLS, no certificate that the client CA has signed, or too slow",
+                tls.handshake_failures(),
+            )?;
+            one(
+                "tls_reload_failures",
+                "Times that certificates had changed and could not be used; the old ones stay in use",
+                tls.reload_failures(),
+            )?;
+        }
         let mut one = |name, help, value: i64| {
             ConstGauge::new(value).encode(out.encode_descriptor(name, help, None, gauge)?)
         };
+        if let Some(tls) = tls {
+            one(
+                "tls_certificate_expiry_timestamp_seconds",
+                "When the certificate in use ends, in seconds since 1970",
+                tls.expires() as i64,
+            )?;
+        }
         one(
             "subscriptions",
             "Streams that are open",
@@ -267,13 +294,6 @@ impl Collector for Metrics {
         )?;
         ConstGauge::new(resident_bytes() as i64).encode(family)
     }
-}
-
-fn kind_name(kind: Kind) -> String {
-    proto_kind(kind)
-        .as_str_name()
-        .trim_start_matches("KIND_")
-        .to_ascii_lowercase()
 }
 
 /// Second field of /proc/self/statm, in bytes; 0 where /proc is not there.

@@ -1,0 +1,230 @@
+//! A line of the log for each stream that begins, is refused, or ends: who, what, how much, why. All have the target `dinle::audit`.
+
+use std::time::Instant;
+
+use dinle_proto::v1;
+use tonic::{Request, Status};
+
+use crate::{
+    hub::Subscription,
+    listen::{Peer, PeerAddress},
+};
+
+/// A line: what all of them have, then what this one has.
+macro_rules! line {
+    ($level:ident, $caller:expr, $asked:expr, { $($more:ident),* }, $what:literal) => {{
+        let v1::Caller { peer, user, groups } = &$caller;
+        let (groups, selector, kinds) = (groups.join(","), selector(&$asked), kinds(&$asked));
+        tracing::$level!(target: "dinle::audit", peer, user, groups, selector, kinds, $($more),*, $what);
+    }};
+}
+
+/// Who asks, as far as the connection tells.
+pub(super) fn caller<T>(request: &Request<T>) -> v1::Caller {
+    let Some(Peer {
+        address,
+        certificate,
+    }) = request.extensions().get()
+    else {
+        return v1::Caller::default();
+    };
+    let peer = match address {
+        PeerAddress::Tcp(address) => address.to_string(),
+        PeerAddress::Unix(Some(user)) => format!("unix:{user}"),
+        PeerAddress::Unix(None) => "unix:?".to_owned(),
+    };
+    let subject = certificate.as_deref().cloned().unwrap_or_default();
+    v1::Caller {
+        peer,
+        user: subject.user,
+        groups: subject.groups,
+    }
+}
+
+/// A stream, from its beginning on. Dropping it tells how it ended.
+pub(super) struct Audited {
+    subscription: Subscription,
+    began: Instant,
+    bytes: u64,
+}
+
+impl Audited {
+    /// Tells that it begins.
+    pub(super) fn begin(subscription: Subscription) -> Self {
+        let listener = subscription.listener();
+        let stream = listener.id;
+        line!(
+            info,
+            listener.caller,
+            listener.asked,
+            { stream },
+            "stream begins"
+        );
+        Self {
+            subscription,
+            began: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    /// The next message.
+    pub(super) async fn next(&mut self) -> Option<dinle_proto::Encoded> {
+        let message = self.subscription.next().await?;
+        self.bytes += message.0.len() as u64;
+        Some(message)
+    }
+}
+
+impl Drop for Audited {
+    fn drop(&mut self) {
+        let Self {
+            subscription,
+            began,
+            bytes,
+        } = self;
+        let listener = subscription.listener();
+        let (mut events, mut lost) = (0, 0);
+        for books in listener.books() {
+            events += books.delivered;
+            lost += books.lost.iter().map(|loss| loss.count).sum::<u64>();
+        }
+        // A client that goes does not say so: its connection or its stream is closed.
+        let reason = subscription.ended().map_or("CLIENT_LEFT", |reason| {
+            let name = reason.as_str_name();
+            name.strip_prefix("END_REASON_").unwrap_or(name)
+        });
+        let seconds = began.elapsed().as_secs_f64();
+        let stream = listener.id;
+        line!(
+            info,
+            listener.caller,
+            listener.asked,
+            { stream, seconds, events, bytes, lost, reason },
+            "stream ends"
+        );
+    }
+}
+
+/// Tells that there will be no stream.
+pub(super) fn refused(caller: &v1::Caller, asked: &v1::SubscribeRequest, status: &Status) {
+    let (code, reason) = (format!("{:?}", status.code()), status.message());
+    line!(warn, caller, asked, { code, reason }, "stream refused");
+}
+
+fn kinds(asked: &v1::SubscribeRequest) -> String {
+    let names: Vec<String> = asked
+        .kinds
+        .iter()
+        .map(|kind| match v1::Kind::try_from(*kind) {
+            Ok(kind) => kind.name(),
+            Err(_) => kind.to_string(),
+        })
+        .collect();
+    names.join(",")
+}
+
+/// `namespaces=shop pods=web-0,web-1 labels=app=web`; empty where all is asked for. No longer than a line may be.
+fn selector(asked: &v1::SubscribeRequest) -> String {
+    const MAX: usize = 1024;
+    let Some(v1::Selector {
+        namespaces,
+        pods,
+        label_selector,
+        containers,
+        owners,
+        host_processes,
+    }) = &asked.selector
+    else {
+        return String::new();
+    };
+    let labels = std::slice::from_ref(label_selector);
+    let host = match v1::HostProcesses::try_from(*host_processes) {
+        Ok(v1::HostProcesses::Unspecified) => Vec::new(),
+        Ok(known) => vec![known.as_str_name().to_owned()],
+        Err(_) => vec![host_processes.to_string()],
+    };
+    let parts = [
+        ("namespaces", &namespaces[..]),
+        ("pods", pods),
+        ("labels", labels),
+        ("containers", containers),
+        ("owners", owners),
+        ("host", &host),
+    ];
+    let parts = parts.map(|(name, values)| (name, values.join(",")));
+    let parts = parts.iter().filter(|(_, values)| !values.is_empty());
+    let text: Vec<String> = parts
+        .map(|(name, values)| format!("{name}={values}"))
+        .collect();
+    let text = text.join(" ");
+    match text.char_indices().nth(MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::listen::Subject;
+
+    #[test]
+    fn who_asks_is_what_the_connection_tells() {
+        let mut request = Request::new(());
+        assert_eq!(caller(&request), v1::Caller::default());
+        let subject = Subject {
+            user: "jane".into(),
+            groups: vec!["dev".into(), "ops".into()],
+        };
+        request.extensions_mut().insert(Peer {
+            address: PeerAddress::Tcp(([10, 0, 0, 7], 41234).into()),
+            certificate: Some(Arc::new(subject)),
+        });
+        let jane = v1::Caller {
+            peer: "10.0.0.7:41234".into(),
+            user: "jane".into(),
+            groups: vec!["dev".into(), "ops".into()],
+        };
+        assert_eq!(caller(&request), jane);
+        request.extensions_mut().insert(Peer {
+            address: PeerAddress::Unix(Some(1000)),
+            certificate: None,
+        });
+        assert_eq!(
+            caller(&request),
+            v1::Caller {
+                peer: "unix:1000".into(),
+                ..v1::Caller::default()
+            }
+        );
+    }
+
+    #[test]
+    fn what_is_asked_for_is_a_line() {
+        let mut asked = v1::SubscribeRequest {
+            kinds: vec![v1::Kind::Exec.into(), v1::Kind::TcpReset.into(), 999],
+            selector: Some(v1::Selector {
+                namespaces: vec!["shop".into(), "web".into()],
+                label_selector: "app=checkout".into(),
+                ..v1::Selector::default()
+            }),
+            ..v1::SubscribeRequest::default()
+        };
+        assert_eq!(kinds(&asked), "exec,tcp_reset,999");
+        assert_eq!(selector(&asked), "namespaces=shop,web labels=app=checkout");
+        asked.selector = Some(v1::Selector {
+            pods: vec!["ä".repeat(5000)],
+            ..v1::Selector::default()
+        });
+        assert_eq!(selector(&asked).chars().count(), 1025);
+        asked.selector = Some(v1::Selector {
+            host_processes: 9,
+            ..v1::Selector::default()
+        });
+        assert_eq!(selector(&asked), "host=9");
+        asked.selector = None;
+        assert_eq!(selector(&asked), "");
+    }
+}

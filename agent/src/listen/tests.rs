@@ -1,0 +1,371 @@
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName},
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::{TlsConnector, client};
+use tokio_stream::StreamExt as _;
+
+use super::*;
+
+/// An authority.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key.
+struct Pair {
+    certificate: CertificateDer<'static>,
+    pem: String,
+    key: KeyPair,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        Self(CertifiedIssuer::self_signed(params, key).expect("an authority"))
+    }
+
+    fn sign(&self, user: &str, groups: &[&str]) -> Pair {
+        let mut params = CertificateParams::new(["agent.test".to_owned()]).expect("a name");
+        params.distinguished_name.push(DnType::CommonName, user);
+        for group in groups {
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, *group);
+        }
+        let key = KeyPair::generate().expect("a key");
+        let signed = params.signed_by(&key, &self.0).expect("a certificate");
+        Pair {
+            certificate: signed.der().clone(),
+            pem: signed.pem(),
+            key,
+        }
+    }
+
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).expect("an authority");
+        roots
+    }
+}
+
+/// Writes what an agent is given.
+fn files(dir: &Path, server: &Pair, clients: Option<&Authority>) -> Files {
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        fs::write(&path, text).expect("a file");
+        path
+    };
+    Files {
+        certificate: write("tls.crt", &server.pem),
+        key: write("tls.key", &server.key.serialize_pem()),
+        client_ca: clients.map(|clients| write("ca.crt", &clients.0.pem())),
+    }
+}
+
+/// A server that says its peer's user, then what it hears.
+async fn serve(tls: &Arc<State>) -> SocketAddr {
+    let any = "tls:127.0.0.1:0".parse().expect("an address");
+    let listener = Listener::bind(&any, Access::default(), Some(tls))
+        .await
+        .expect("a port");
+    let Kind::Tls(socket, _) = &listener.kind else {
+        panic!("TLS")
+    };
+    let address = socket.local_addr().expect("bound");
+    tokio::spawn(async move {
+        let mut incoming = Box::pin(Listener::incoming(vec![listener]));
+        while let Some(Ok(mut connection)) = incoming.next().await {
+            tokio::spawn(async move {
+                let peer = connection.connect_info().certificate;
+                let user = peer.map_or("nobody".to_owned(), |subject| {
+                    format!("{} of {}", subject.user, subject.groups.join("+"))
+                });
+                connection.write_all(format!("{user}\n").as_bytes()).await?;
+                let (mut from, mut to) = tokio::io::split(connection);
+                tokio::io::copy(&mut from, &mut to).await
+            });
+        }
+    });
+    address
+}
+
+async fn connect(
+    address: SocketAddr,
+    authority: &Authority,
+    own: Option<&Pair>,
+) -> io::Result<client::TlsStream<TcpStream>> {
+    let config =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(authority.roots());
+    let config = match own {
+        Some(Pair {
+            certificate, key, ..
+        }) => {
+            let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+            config
+                .with_client_auth_cert(vec![certificate.clone()], key)
+                .expect("a pair")
+        }
+        None => config.with_no_client_auth(),
+    };
+    let name = ServerName::try_from("agent.test").expect("a name");
+    TlsConnector::from(Arc::new(config))
+        .connect(name, TcpStream::connect(address).await?)
+        .await
+}
+
+/// What comes up to the end of a line.
+async fn line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        line.push(stream.read_u8().await?);
+    }
+    Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
+}
+
+async fn greeted(
+    address: SocketAddr,
+    authority: &Authority,
+    own: Option<&Pair>,
+) -> io::Result<String> {
+    line(&mut connect(address, authority, own).await?).await
+}
+
+#[tokio::test]
+async fn clients_are_who_their_certificates_say_and_others_are_refused() {
+    let dir = TempDir::new().expect("a directory");
+    let (authority, strangers) = (Authority::new("ours"), Authority::new("theirs"));
+    let tls = State::open(files(
+        dir.path(),
+        &authority.sign("agent", &[]),
+        Some(&authority),
+    ))
+    .expect("certificates");
+    let address = serve(&tls).await;
+    let jane = authority.sign("jane", &["ops"]);
+    assert_eq!(
+        greeted(address, &authority, Some(&jane))
+            .await
+            .expect("let in"),
+        "jane of ops"
+    );
+    let mallory = strangers.sign("jane", &["ops"]);
+    for own in [None, Some(&mallory)] {
+        greeted(address, &authority, own)
+            .await
+            .expect_err("refused");
+    }
+    let mut plain = TcpStream::connect(address).await.expect("a connection");
+    plain
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .expect("written");
+    let mut answer = Vec::new();
+    // An alert and the end, or a reset.
+    _ = plain.read_to_end(&mut answer).await;
+    assert!(answer.len() < 16, "{answer:?}");
+    while tls.handshake_failures() < 3 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn without_a_client_ca_nobody_is_asked() {
+    let dir = TempDir::new().expect("a directory");
+    let authority = Authority::new("ours");
+    let tls =
+        State::open(files(dir.path(), &authority.sign("agent", &[]), None)).expect("certificates");
+    assert_eq!(
+        greeted(serve(&tls).await, &authority, None)
+            .await
+            .expect("let in"),
+        "nobody"
+    );
+}
+
+#[tokio::test]
+async fn who_says_nothing_keeps_nobody_waiting() {
+    let dir = TempDir::new().expect("a directory");
+    let authority = Authority::new("ours");
+    let tls =
+        State::open(files(dir.path(), &authority.sign("agent", &[]), None)).expect("certificates");
+    let address = serve(&tls).await;
+    let mut silent = Vec::new();
+    for _ in 0..HANDSHAKES + 50 {
+        silent.push(TcpStream::connect(address).await.expect("a connection"));
+    }
+    assert_eq!(
+        greeted(address, &authority, None).await.expect("let in"),
+        "nobody"
+    );
+    // Of those the first had to go, and was told so.
+    let mut first = silent.remove(0);
+    assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_for_new_connections_and_a_wrong_one_for_none() {
+    let dir = TempDir::new().expect("a directory");
+    let (first, second) = (Authority::new("first"), Authority::new("second"));
+    let given = files(dir.path(), &first.sign("agent", &[]), None);
+    let tls = State::open(given.clone()).expect("certificates");
+    let address = serve(&tls).await;
+    let mut old = connect(address, &first, None).await.expect("let in");
+    assert_eq!(line(&mut old).await.expect("a line"), "nobody");
+
+    let next = second.sign("agent", &[]);
+    files(dir.path(), &next, None);
+    let known = tls
+        .look(Err(String::new()))
+        .unwrap_or_else(|error| panic!("{error}"));
+    greeted(address, &first, None)
+        .await
+        .expect_err("it has another certificate now");
+    greeted(address, &second, None).await.expect("let in");
+    old.write_all(b"still here\n").await.expect("written");
+    assert_eq!(line(&mut old).await.expect("a line"), "still here");
+
+    fs::write(
+        &given.key,
+        KeyPair::generate().expect("a key").serialize_pem(),
+    )
+    .expect("a file");
+    let wrong = tls
+        .look(Ok(known))
+        .err()
+        .expect("a key of another certificate");
+    assert!(
+        wrong.contains("tls.key is not that of the certificate in"),
+        "{wrong}"
+    );
+    let wrong = tls.look(Err(wrong)).err().expect("it is still there");
+    assert_eq!(tls.reload_failures(), 1, "told once");
+    greeted(address, &second, None)
+        .await
+        .expect("the old pair stays in use");
+    fs::write(&given.key, next.key.serialize_pem()).expect("a file");
+    assert!(tls.look(Err(wrong)).is_ok());
+}
+
+#[tokio::test]
+async fn files_that_are_wrong_are_named() {
+    let dir = TempDir::new().expect("a directory");
+    let authority = Authority::new("ours");
+    let good = files(dir.path(), &authority.sign("agent", &[]), Some(&authority));
+    let other = dir.path().join("other");
+    for (content, wrong, hint) in [
+        (
+            None,
+            Files {
+                key: other.clone(),
+                ..good.clone()
+            },
+            "other cannot be read: No such file",
+        ),
+        (
+            Some("hello"),
+            Files {
+                certificate: other.clone(),
+                ..good.clone()
+            },
+            "other has no certificate in PEM: there is none in it",
+        ),
+        (
+            Some("hello"),
+            Files {
+                key: other.clone(),
+                ..good.clone()
+            },
+            "other has no private key in PEM",
+        ),
+        (
+            Some("hello"),
+            Files {
+                client_ca: Some(other.clone()),
+                ..good.clone()
+            },
+            "other has no certificate in PEM",
+        ),
+        (
+            Some(&*authority.sign("agent", &[]).pem),
+            Files {
+                certificate: other.clone(),
+                ..good.clone()
+            },
+            "tls.key is not that of the certificate in",
+        ),
+    ] {
+        if let Some(content) = content {
+            fs::write(&other, content).expect("a file");
+        }
+        let error = State::open(wrong).err().expect("refused").to_string();
+        assert!(error.contains(hint), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_socket_is_for_those_who_may_open_it_and_leaves_nothing() {
+    let dir = TempDir::new().expect("a directory");
+    let path = dir.path().join("dinle.sock");
+    let address: Address = format!("unix:{}", path.display())
+        .parse()
+        .expect("an address");
+    let access = Access {
+        mode: 0o640,
+        group: None,
+    };
+    // One that nobody listens at any more.
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
+    let listener = Listener::bind(&address, access, None)
+        .await
+        .expect("a socket");
+    assert_eq!(
+        fs::metadata(&path)
+            .expect("it is there")
+            .permissions()
+            .mode()
+            & 0o777,
+        0o640
+    );
+    let taken = Listener::bind(&address, access, None)
+        .await
+        .err()
+        .expect("somebody listens");
+    assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    let mut incoming = Box::pin(Listener::incoming(vec![listener]));
+    let _client = UnixStream::connect(&path).await.expect("it is open");
+    let connection = incoming
+        .next()
+        .await
+        .expect("a connection")
+        .expect("it is fine");
+    let own = PeerAddress::Unix(
+        fs::metadata("/proc/self")
+            .ok()
+            .map(|own| std::os::unix::fs::MetadataExt::uid(&own)),
+    );
+    assert_eq!(connection.connect_info().address, own);
+    drop(incoming);
+    while path.exists() {
+        tokio::task::yield_now().await;
+    }
+    fs::write(&path, "mine").expect("a file");
+    let refused = Listener::bind(&address, access, None)
+        .await
+        .err()
+        .expect("it is no socket");
+    assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(fs::read_to_string(&path).expect("it is untouched"), "mine");
+}
