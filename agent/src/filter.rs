@@ -11,6 +11,7 @@ use dinle_proto::v1;
 
 pub use events::{Family, Filter, Narrow};
 pub use selector::Selector;
+pub(crate) use selector::short_kind;
 
 /// Queue of a stream whose client does not ask for one: at 300 bytes an event, about 14,000 events.
 const QUEUE_BYTES_DEFAULT: u64 = 4 << 20;

@@ -47,6 +47,8 @@ pub struct Listener {
     pub id: u64,
     /// Since when.
     pub started: SystemTime,
+    /// Who it is.
+    pub caller: v1::Caller,
     /// What it asked for, as it was asked.
     pub asked: v1::SubscribeRequest,
     /// The same, understood.
@@ -131,11 +133,13 @@ impl Hub {
         &self,
         asked: v1::SubscribeRequest,
         request: Request,
+        caller: v1::Caller,
     ) -> Result<Subscription, Full> {
         let (queue, receiver) = Queue::new(request.queue_bytes);
         let listener = Arc::new(Listener {
             id: self.0.next_id.fetch_add(1, Ordering::Relaxed),
             started: SystemTime::now(),
+            caller,
             asked,
             request,
             books: Books::default(),

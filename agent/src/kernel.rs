@@ -8,6 +8,7 @@ mod sessions;
 mod tables;
 
 pub use btf::Names;
+pub use dinle_ebpf::Sensor;
 pub use maps::{Counters, Loss, Namespaces, Narrowings, Scope, ScopeError, Wanted};
 pub use programs::{AGAIN, HookStatus, Programs, Way, WayStatus};
 pub use ring::{CgroupEvent, Nudge, Reader, Ring, Sleeper, boot_ns, boot_unix_ns};
@@ -26,6 +27,8 @@ pub struct Options {
     pub ring_bytes: u32,
     /// Ways to attach that may be used, in the order in which they are tried.
     pub ways: Vec<Way>,
+    /// Whose programs are loaded.
+    pub sensors: Vec<Sensor>,
     /// Also try the ways that are not needed, to tell whether they would work.
     pub every_way: bool,
 }
@@ -44,12 +47,13 @@ impl Default for Options {
         Self {
             ring_bytes: Self::RING_BYTES,
             ways: Way::ALL.to_vec(),
+            sensors: Sensor::ALL.to_vec(),
             every_way: false,
         }
     }
 }
 
-/// The kernel half, loaded: the tracker is attached, and every sensor's programs are loaded but not attached.
+/// The kernel half, loaded: the tracker is attached, and the sensors' programs are loaded but not attached.
 /// Each part goes its own way. When the last part is dropped, nothing is left in the kernel.
 pub struct Kernel {
     /// Which cgroups the kernel reports on.
@@ -117,6 +121,7 @@ impl Kernel {
         let Options {
             ring_bytes,
             ways,
+            sensors,
             every_way,
         } = options;
         check_ring_bytes(*ring_bytes)?;
@@ -143,7 +148,7 @@ impl Kernel {
         let reader = Reader::take(&mut ebpf, *ring_bytes)?;
         let btf = aya::Btf::from_sys_fs()?;
         let functions = |name: &str| types.has_func(name);
-        let mut programs = Programs::load(ebpf, &btf, &functions, ways, *every_way);
+        let mut programs = Programs::load(ebpf, &btf, &functions, ways, sensors, *every_way);
         let names = btf::names(&types);
         drop((btf, types));
         for hook in TRACKER_HOOKS {

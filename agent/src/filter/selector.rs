@@ -160,6 +160,24 @@ fn parse_namespace(field: &str, text: &str) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }
 
+/// Kinds of owners as kubectl shortens them.
+const SHORT_KINDS: [(&str, &str); 5] = [
+    ("deploy", "Deployment"),
+    ("sts", "StatefulSet"),
+    ("ds", "DaemonSet"),
+    ("rs", "ReplicaSet"),
+    ("cj", "CronJob"),
+];
+
+/// How people write a kind of owners: short where kubectl has something short for it, else in small letters.
+pub(crate) fn short_kind(kind: &str) -> String {
+    let short = SHORT_KINDS.iter().find(|(_, long)| *long == kind);
+    short.map_or_else(
+        || kind.to_ascii_lowercase(),
+        |(short, _)| (*short).to_owned(),
+    )
+}
+
 fn parse_owner(field: &str, text: &str) -> Result<OwnerMatch, Invalid> {
     check_text(field, text)?;
     let split = text.split_once('/');
@@ -174,15 +192,11 @@ fn parse_owner(field: &str, text: &str) -> Result<OwnerMatch, Invalid> {
             ),
         ));
     };
-    let kind = match kind.to_ascii_lowercase().as_str() {
-        "deploy" => "Deployment",
-        "sts" => "StatefulSet",
-        "ds" => "DaemonSet",
-        "rs" => "ReplicaSet",
-        "cj" => "CronJob",
-        // Full names, and kinds that only this cluster knows.
-        _ => kind,
-    };
+    let short = SHORT_KINDS
+        .iter()
+        .find(|(short, _)| short.eq_ignore_ascii_case(kind));
+    // Others are full names, and kinds that only this cluster knows.
+    let kind = short.map_or(kind, |(_, long)| long);
     Ok(OwnerMatch {
         kind: kind.to_owned(),
         name: name.to_owned(),

@@ -140,7 +140,7 @@ pub struct Subscription {
     deadline: Option<Instant>,
     shutdown: watch::Receiver<bool>,
     finishing: bool,
-    ended: bool,
+    ended: Option<EndReason>,
 }
 
 impl Subscription {
@@ -167,7 +167,7 @@ impl Subscription {
                 .map(|time| Instant::now() + time),
             shutdown: hub.0.shutdown.subscribe(),
             finishing: false,
-            ended: false,
+            ended: None,
             hub,
             listener,
         }
@@ -183,6 +183,11 @@ impl Subscription {
         &self.listener
     }
 
+    /// Why the last message was the last; `None` before.
+    pub fn ended(&self) -> Option<EndReason> {
+        self.ended
+    }
+
     /// Puts a message before everything that has not been taken yet.
     pub fn begin_with(&mut self, message: Message) {
         self.pending.push_front(encoded(message));
@@ -194,7 +199,7 @@ impl Subscription {
             if let Some(message) = self.pending.pop_front() {
                 return Some(message);
             }
-            if self.ended {
+            if self.ended.is_some() {
                 return None;
             }
             match self.wait().await {
@@ -270,7 +275,7 @@ impl Subscription {
     }
 
     fn end(&mut self, reason: EndReason) {
-        self.ended = true;
+        self.ended = Some(reason);
         self.tell_losses();
         self.tell_books(reason);
     }

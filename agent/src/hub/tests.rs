@@ -23,7 +23,8 @@ fn request(kinds: &[v1::Kind]) -> v1::SubscribeRequest {
 
 fn subscribe(hub: &Hub, asked: v1::SubscribeRequest) -> Subscription {
     let request = Request::parse(&asked, &Limits::default()).expect("a good request");
-    hub.subscribe(asked, request).expect("room")
+    hub.subscribe(asked, request, v1::Caller::default())
+        .expect("room")
 }
 
 fn pod(cgroup_id: u64, name: &str) -> Arc<v1::Workload> {
@@ -576,15 +577,20 @@ fn there_is_room_for_so_many_streams_and_a_place_that_is_left_is_free_again() {
         .expect("a runtime");
     let _guard = runtime.enter();
     let mut all: Vec<_> = (0..LISTENERS_MAX)
-        .map(|_| hub.subscribe(asked.clone(), parsed.clone()).expect("room"))
+        .map(|_| {
+            hub.subscribe(asked.clone(), parsed.clone(), v1::Caller::default())
+                .expect("room")
+        })
         .collect();
     let full = hub
-        .subscribe(asked.clone(), parsed.clone())
+        .subscribe(asked.clone(), parsed.clone(), v1::Caller::default())
         .err()
         .expect("no room");
     assert!(full.to_string().contains("64 streams"));
     let left = all.remove(5).id();
-    let newcomer = hub.subscribe(asked, parsed).expect("room again");
+    let newcomer = hub
+        .subscribe(asked, parsed, v1::Caller::default())
+        .expect("room again");
     assert!(newcomer.id() > left, "numbers are not used again");
     publisher.refresh();
     assert_eq!(publisher.targets(v1::Kind::Exec, &pod(7, "web")), u64::MAX);

@@ -19,7 +19,7 @@ use aya::{
     },
 };
 
-use dinle_ebpf::Kind;
+use dinle_ebpf::{Kind, Sensor};
 
 use super::causes;
 
@@ -173,6 +173,8 @@ struct Hook {
 pub struct Programs {
     // Before `ebpf`: links go first.
     hooks: BTreeMap<String, Hook>,
+    /// Bits of the kinds that are offered.
+    kinds: u64,
     /// Iterators over the kernel's objects, loaded or with the reason why not.
     iterators: BTreeMap<String, Result<(), String>>,
     pub(super) ebpf: Ebpf,
@@ -197,6 +199,7 @@ impl Programs {
         btf: &Btf,
         functions: &dyn Fn(&str) -> bool,
         ways: &[Way],
+        sensors: &[Sensor],
         every: bool,
     ) -> Self {
         let mut hooks: BTreeMap<String, Hook> = BTreeMap::new();
@@ -239,8 +242,14 @@ impl Programs {
                 verified,
             });
         }
+        let offered = |kind: &&Kind| sensors.contains(&kind.sensor());
         let mut programs = Self {
             hooks,
+            kinds: Kind::ALL
+                .iter()
+                .filter(offered)
+                .map(|kind| kind.bit())
+                .sum(),
             iterators: BTreeMap::new(),
             ebpf,
         };
@@ -274,7 +283,9 @@ impl Programs {
                 loads
             })
         };
-        for kind in Kind::ALL {
+        let offered = self.kinds;
+        let offered = |kind: &&Kind| offered & kind.bit() != 0;
+        for kind in Kind::ALL.iter().filter(offered) {
             for route in kind.routes() {
                 if route.iter().all(|hook| loads(self, hook)) {
                     break;
@@ -285,9 +296,12 @@ impl Programs {
             }
         }
         // What no kind names always runs.
-        let uses = |name: &str| Kind::ALL.iter().any(|kind| kind.uses(name));
         let names: Vec<String> = self.hooks.keys().cloned().collect();
-        for name in names.iter().filter(|name| every || !uses(name)) {
+        let more = |name: &&String| {
+            let mut users = Kind::ALL.iter().filter(|kind| kind.uses(name));
+            (every && users.clone().any(|kind| offered(&kind))) || users.next().is_none()
+        };
+        for name in names.iter().filter(more) {
             loads(self, name);
         }
     }
@@ -317,6 +331,11 @@ impl Programs {
             }
         }
         chosen.is_some()
+    }
+
+    /// Bits of the kinds whose sensors are not left out.
+    pub fn kinds(&self) -> u64 {
+        self.kinds
     }
 
     /// Why a hook cannot be attached; `None` if it can be.

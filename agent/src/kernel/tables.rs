@@ -216,17 +216,18 @@ where
             };
             each(&[header.as_bytes(), R::payload(key, sum - old).as_bytes()].concat());
         })?;
-        for key in gone {
-            rows.remove(&Plain(key))?;
-            before.remove(&key);
-        }
-        Ok(())
+        self.remove(gone)
     }
 
-    fn remove(&mut self, gone: impl Fn(&R::Key) -> bool) -> Result<(), MapError> {
+    fn remove_if(&mut self, gone: impl Fn(&R::Key) -> bool) -> Result<(), MapError> {
+        let Self { before, .. } = self;
+        let gone = before.keys().filter(|key| gone(key)).copied().collect();
+        self.remove(gone)
+    }
+
+    fn remove(&mut self, keys: Vec<R::Key>) -> Result<(), MapError> {
         let Self { rows, before } = self;
-        let gone: Vec<R::Key> = before.keys().filter(|key| gone(key)).copied().collect();
-        for key in gone {
+        for key in keys {
             rows.remove(&Plain(key))?;
             before.remove(&key);
         }
@@ -263,7 +264,7 @@ impl Turns {
         if since.elapsed() < TURN {
             return Ok(());
         }
-        table.remove(|key| key.turn != *now)?;
+        table.remove_if(|key| key.turn != *now)?;
         *now ^= 1;
         map.set(0, *now, 0)?;
         *since = Instant::now();
