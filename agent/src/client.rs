@@ -3,12 +3,20 @@
 mod args;
 mod books;
 mod columns;
+mod complete;
 mod connect;
+mod connection;
 mod json;
+mod look;
+mod nodes;
+mod order;
+mod output;
 mod pages;
+mod selftest;
 mod status;
 mod stream;
 mod table;
+mod template;
 mod text;
 mod tools;
 mod top;
@@ -16,10 +24,19 @@ mod watch;
 mod workloads;
 
 use std::{
-    io::{self, IsTerminal as _, Write},
+    ffi::OsString,
+    io::{self, Write},
+    path::Path,
     process::ExitCode,
 };
 
+use clap::Subcommand as _;
+
+use look::{Look, Tone};
+
+pub use complete::{complete, register};
+pub use look::Colors;
+pub use selftest::Selftest;
 pub use status::Status;
 pub use tools::{
     Biolatency, Biosnoop, Filesnoop, Opensnoop, Pktdrop, Tcplife, Tcpreset, Tcpretrans,
@@ -30,6 +47,16 @@ pub use workloads::Workloads;
 
 /// Exit status of a command that asked for something that cannot be: the same as clap's.
 const EXIT_USAGE: u8 = 2;
+/// Exit status when all went well but for nodes that could not be heard.
+const EXIT_PARTLY: u8 = 3;
+
+/// What the exit status says, for the end of the help.
+pub const EXIT_STATUS: &str = "\
+Exit status:
+  0  all went well, also when events were lost and told, or whoever read the output had enough
+  1  something failed, the agent ended the stream unasked, or the books do not balance
+  2  the command line or an agent refused what was asked for
+  3  of a cluster's nodes some were not heard; which and why was told";
 
 /// What `dinle` can ask of an agent.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -73,13 +100,38 @@ pub enum Command {
     /// Show how the agent is doing, and what it can see on this kernel
     #[command(long_about = status::LONG_ABOUT)]
     Status(Status),
+    /// Check that the agent hears what runs right here
+    #[command(long_about = selftest::LONG_ABOUT)]
+    Selftest(Selftest),
+}
+
+/// Name of the program as a plugin of kubectl, which finds it by this.
+const PLUGIN: &str = "kubectl-dinle";
+
+/// The process's arguments. As a plugin of kubectl it asks the cluster unless it is told otherwise: `kubectl dinle watch` is
+/// `dinle watch --kube`.
+pub fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = given.collect();
+    let program = arguments.first().map(Path::new).and_then(Path::file_name);
+    let is_plugin = program.is_some_and(|name| name == PLUGIN);
+    let named = arguments.get(1).and_then(|name| name.to_str());
+    let asks = named.is_some_and(Command::has_subcommand);
+    let elsewhere = |argument: &OsString| {
+        let text = argument.to_string_lossy();
+        text == "--address" || text.starts_with("--address=")
+    };
+    if is_plugin && asks && !arguments.iter().any(elsewhere) {
+        arguments.insert(2, "--kube".into());
+    }
+    arguments
 }
 
 /// Runs a command with the process's own output. An error is one sentence for the user, and exit status 1.
-pub async fn run(command: Command) -> anyhow::Result<ExitCode> {
+pub async fn run(command: Command, colors: Colors) -> anyhow::Result<ExitCode> {
     let stdout = io::stdout();
     let mut screen = Screen {
-        terminal: stdout.is_terminal(),
+        look: Look::of(&stdout, colors),
+        err_colored: colors.on(&io::stderr()),
         // A line each would be a system call each; whoever writes flushes when there is nothing more to write now.
         out: &mut io::BufWriter::new(stdout.lock()),
         err: &mut io::stderr(),
@@ -102,6 +154,7 @@ async fn run_on(command: Command, screen: &mut Screen<'_>) -> anyhow::Result<Exi
         Command::Top(top) => top.run(screen).await,
         Command::Workloads(workloads) => workloads.run(screen).await,
         Command::Status(status) => status.run(screen).await,
+        Command::Selftest(selftest) => selftest.run(screen).await,
     };
     let result = result.and_then(|code| {
         screen.out.flush()?;
@@ -138,15 +191,23 @@ struct Screen<'a> {
     out: &'a mut dyn Write,
     /// What should be known about it.
     err: &'a mut dyn Write,
-    /// A human looks at `out`.
-    terminal: bool,
+    /// What `out` is.
+    look: Look,
+    /// `err` takes colours.
+    err_colored: bool,
 }
 
 impl Screen<'_> {
     /// Tells the user something besides the output.
     fn say(&mut self, lines: &str) -> io::Result<()> {
+        self.tell(Tone::Plain, lines)
+    }
+
+    /// The same, by what it is to the user.
+    fn tell(&mut self, tone: Tone, lines: &str) -> io::Result<()> {
         for line in lines.lines() {
-            writeln!(self.err, "{}", text::clean(line))?;
+            let line = text::clean(line);
+            writeln!(self.err, "{}", tone.paint(&line, self.err_colored))?;
         }
         self.err.flush()
     }

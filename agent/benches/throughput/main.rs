@@ -233,7 +233,11 @@ fn in_process(case: &Case, count: usize) -> anyhow::Result<Sample> {
                 let mut drains = Vec::new();
                 for asked in requests {
                     let request = Request::parse(&asked, &Limits::default())?;
-                    drains.push(tokio::spawn(drain(hub.subscribe(asked, request)?)));
+                    drains.push(tokio::spawn(drain(hub.subscribe(
+                        asked,
+                        request,
+                        v1::Caller::default(),
+                    )?)));
                 }
                 let mut received = Vec::new();
                 for drain in drains {

@@ -2,33 +2,21 @@
 
 use clap::ValueEnum;
 use dinle_proto::v1;
-use tonic::transport::Uri;
 
-use super::{connect::parse_address, text};
-
-/// How to reach the agent.
-#[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "Connection")]
-pub(super) struct Connection {
-    /// Address of the agent, `http://host:port` or `host:port`
-    #[arg(
-        long,
-        env = "DINLE_ADDRESS",
-        value_name = "ADDRESS",
-        default_value = "http://127.0.0.1:4380",
-        value_parser = parse_address
-    )]
-    pub(super) address: Uri,
-}
+use super::text;
 
 /// Which workloads. Elements of one flag are alternatives; a workload must match each flag that is given.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Selection")]
 pub(super) struct Selection {
-    /// Only pods of this namespace; repeat it or separate with commas [default: every namespace]
+    /// Only these pods: `NAME`, or `KIND/NAME` for the pods of an owner, such as `deploy/checkout` [default: any pod]
+    // Not with --host, after which `only` would be taken for a pod.
+    #[arg(value_name = "POD|KIND/NAME", conflicts_with = "host")]
+    targets: Vec<String>,
+    /// Only pods of this namespace; repeat it or separate with commas [default: every namespace; with --kube that of the context]
     #[arg(short, long, value_name = "NAMESPACE", value_delimiter = ',')]
     namespace: Vec<String>,
-    /// Pods of every namespace, which is the default
+    /// Pods of every namespace
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     all_namespaces: bool,
     /// Only pods with these labels, such as `app=checkout,tier in (web,api),!canary` [default: any labels]
@@ -69,8 +57,14 @@ enum Host {
 }
 
 impl Selection {
+    /// Every namespace was asked for, and not just left open.
+    pub(super) fn all_namespaces(&self) -> bool {
+        self.all_namespaces
+    }
+
     pub(super) fn to_proto(&self) -> v1::Selector {
         let Self {
+            targets,
             namespace,
             all_namespaces: _,
             selector,
@@ -84,12 +78,16 @@ impl Selection {
             Some(Host::Include) => v1::HostProcesses::Include,
             Some(Host::Only) => v1::HostProcesses::Only,
         };
+        let (owners, pods): (Vec<_>, Vec<_>) = targets
+            .iter()
+            .map(|target| target.strip_prefix("pod/").unwrap_or(target).to_owned())
+            .partition(|target| target.contains('/'));
         v1::Selector {
             namespaces: namespace.clone(),
-            pods: pod.clone(),
+            pods: [pod.as_slice(), &pods].concat(),
             label_selector: selector.clone(),
             containers: container.clone(),
-            owners: owner.clone(),
+            owners: [owner.as_slice(), &owners].concat(),
             host_processes: host_processes.into(),
         }
     }
@@ -172,10 +170,10 @@ pub(super) fn string_match(text: &str) -> v1::StringMatch {
 pub(super) struct Bounds {
     /// End after this time, such as `10s` or `5m` [default: when interrupted]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    duration: Option<prost_types::Duration>,
+    pub(super) duration: Option<prost_types::Duration>,
     /// End after this many events [default: when interrupted]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    count: Option<u64>,
+    pub(super) count: Option<u64>,
     /// Bytes of events that the agent keeps while this client does not read; what does not fit is lost, and told [default: 4194304]
     #[arg(long, value_name = "BYTES")]
     queue_bytes: Option<u64>,
@@ -211,31 +209,11 @@ pub(super) fn parse_duration(text: &str) -> Result<prost_types::Duration, String
 /// Reads the name of a kind.
 pub(super) fn parse_kind(name: &str) -> Result<v1::Kind, String> {
     text::all_kinds()
-        .find(|kind| text::kind_name(*kind) == name)
+        .find(|kind| kind.name() == name)
         .ok_or_else(|| {
-            let names: Vec<_> = text::all_kinds().map(text::kind_name).collect();
+            let names: Vec<_> = text::all_kinds().map(v1::Kind::name).collect();
             format!("there is no such kind; there are {}", names.join(", "))
         })
-}
-
-/// How lists and pages are printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Output {
-    /// Text in columns
-    Table,
-    /// Protobuf JSON
-    Json,
-}
-
-/// How events are printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum EventOutput {
-    /// Text in columns
-    Table,
-    /// The same with more columns
-    Wide,
-    /// Protobuf JSON, one event a line
-    Json,
 }
 
 #[cfg(test)]

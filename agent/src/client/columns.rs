@@ -3,6 +3,7 @@
 use dinle_proto::v1::{self, event::Detail};
 
 use super::{
+    look::Look,
     table::{Table, Width},
     text::{self, NONE},
     tools::{block, drop, file, tcp},
@@ -180,7 +181,7 @@ fn outcome(event: &v1::Event) -> (String, String) {
             text::seconds(session.duration.as_ref()),
         ),
         Detail::TcpConnect(connect) => (
-            text::errno(connect.error),
+            tcp::end_of_connect(connect),
             text::seconds(connect.duration.as_ref()),
         ),
         Detail::BlockIo(io) => (text::errno(io.error), text::seconds(io.device.as_ref())),
@@ -259,7 +260,8 @@ pub(super) struct EventTable {
 
 impl EventTable {
     /// The columns of `dinle watch`.
-    pub(super) fn watch(kinds: &[v1::Kind], wide: bool, terminal: bool, header: bool) -> Self {
+    pub(super) fn watch(kinds: &[v1::Kind], wide: bool, look: Look, header: bool) -> Self {
+        let look = if wide { look.uncut() } else { look };
         let mut columns = vec![
             TIME, NODE, NAMESPACE, POD, CONTAINER, KIND, PID, PPID, UID, COMM, CODE, DURATION,
         ];
@@ -269,23 +271,24 @@ impl EventTable {
         let process = [v1::Kind::Exec, v1::Kind::Exit, v1::Kind::Fork];
         let only_process = kinds.iter().all(|kind| process.contains(kind));
         columns.push(if only_process { ARGS } else { DETAILS });
-        Self::new(columns, Words::Shell, terminal, header)
+        Self::new(columns, Words::Shell, look, header)
     }
 
     /// The columns of a tool, behind TIME, NODE, NAMESPACE, POD and CONTAINER.
-    pub(super) fn tool(columns: Vec<Column>, terminal: bool, header: bool) -> Self {
+    pub(super) fn tool(columns: Vec<Column>, look: Look, header: bool) -> Self {
         let mut all = vec![TIME, NODE, NAMESPACE, POD, CONTAINER];
         all.extend(columns);
-        Self::new(all, Words::Shell, terminal, header)
+        Self::new(all, Words::Shell, look, header)
     }
 
     /// The columns of `dinle execsnoop`.
     pub(super) fn execsnoop(
         (time, uid, wide): (bool, bool, bool),
         words: Words,
-        terminal: bool,
+        look: Look,
         header: bool,
     ) -> Self {
+        let look = if wide { look.uncut() } else { look };
         let mut columns = Vec::new();
         if time {
             columns.push(TIME);
@@ -299,13 +302,13 @@ impl EventTable {
             columns.extend(WIDE);
         }
         columns.extend([RET, ARGS]);
-        Self::new(columns, words, terminal, header)
+        Self::new(columns, words, look, header)
     }
 
-    fn new(columns: Vec<Column>, words: Words, terminal: bool, header: bool) -> Self {
+    fn new(columns: Vec<Column>, words: Words, look: Look, header: bool) -> Self {
         let widths = columns.iter().map(|column| column.width).collect();
         Self {
-            table: Table::new(widths, terminal, header),
+            table: Table::new(widths, look, header),
             columns,
             words,
         }
@@ -450,7 +453,7 @@ mod tests {
         ];
         assert_eq!(
             squeezed(
-                EventTable::watch(&[v1::Kind::Exec], false, false, true),
+                EventTable::watch(&[v1::Kind::Exec], false, Look::default(), true),
                 &events
             ),
             [
@@ -467,7 +470,7 @@ mod tests {
     #[test]
     fn columns_stand_below_their_names() {
         let mut out = Vec::new();
-        let mut table = EventTable::watch(&[v1::Kind::Exec], false, false, true);
+        let mut table = EventTable::watch(&[v1::Kind::Exec], false, Look::default(), true);
         table.header(&mut out).expect("a Vec takes all");
         table
             .event(&exec(&["ls"]), &web(), &mut out)
@@ -488,7 +491,7 @@ mod tests {
         ];
         assert_eq!(
             squeezed(
-                EventTable::watch(&[v1::Kind::Exec], true, false, true),
+                EventTable::watch(&[v1::Kind::Exec], true, Look::default(), true),
                 &events
             ),
             [
@@ -508,7 +511,8 @@ mod tests {
     fn execsnoop_prints_the_path_and_then_the_arguments() {
         let events = [(exec(&["alias", "-l", "a \"b\""]), web())];
         let words = |max, quoted| Words::Bcc { max, quoted };
-        let table = |words| EventTable::execsnoop((true, false, false), words, false, true);
+        let table =
+            |words| EventTable::execsnoop((true, false, false), words, Look::default(), true);
         assert_eq!(
             squeezed(table(words(20, false)), &events),
             [
@@ -524,7 +528,12 @@ mod tests {
             squeezed(table(words(2, false)), &events)[1],
             "22:13:20.007 node-1 shop web-0 app ls 4242 4000 0 /bin/ls -l …"
         );
-        let all = EventTable::execsnoop((false, true, true), words(20, false), false, false);
+        let all = EventTable::execsnoop(
+            (false, true, true),
+            words(20, false),
+            Look::default(),
+            false,
+        );
         assert_eq!(
             squeezed(all, &events),
             [
@@ -592,8 +601,12 @@ mod tests {
         if let Some(process) = &mut event.process {
             process.comm = "a\nb".to_owned();
         }
+        let terminal = Look {
+            colored: false,
+            width: Some(|| 200),
+        };
         let lines = squeezed(
-            EventTable::watch(&[v1::Kind::Exec], false, true, false),
+            EventTable::watch(&[v1::Kind::Exec], false, terminal, false),
             &[(event, web())],
         );
         assert_eq!(

@@ -1,12 +1,18 @@
 //! The way to the agent, and words for when it does not work.
 
-use std::{error::Error, future::Future, time::Duration};
+use std::{
+    error::Error,
+    fmt, fs,
+    future::Future,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use dinle_proto::v1::observer_client::ObserverClient;
 use tonic::{
     Code, Response, Status,
-    transport::{Channel, Endpoint, Uri},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri},
 };
 use tonic_types::StatusExt as _;
 
@@ -26,8 +32,91 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// A connection to the agent.
 pub(super) type Client = ObserverClient<Channel>;
 
-/// Reads `http://host:port`, `host:port` or `host`.
-pub(super) fn parse_address(text: &str) -> Result<Uri, String> {
+/// Where an agent is, in full: `http://host:port`, `https://host:port` or `unix:/path`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Address(String);
+
+impl Address {
+    /// Clients and the agent speak TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        self.0.starts_with("https:")
+    }
+}
+
+/// One agent, and how to speak to it.
+#[derive(Clone, Debug)]
+pub(super) struct Agent {
+    pub(super) address: Address,
+    pub(super) tls: Tls,
+}
+
+/// Files for TLS, in PEM.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(super) struct Tls {
+    /// With an address of `https://`: who has signed the agent's certificate, PEM [default: whom this machine trusts]
+    #[arg(long, env = "DINLE_TLS_CA", value_name = "FILE")]
+    pub(super) tls_ca: Option<PathBuf>,
+    /// With it: this client's certificate, PEM
+    #[arg(
+        long,
+        env = "DINLE_TLS_CLIENT_CERT",
+        value_name = "FILE",
+        requires = "tls_client_key"
+    )]
+    pub(super) tls_client_cert: Option<PathBuf>,
+    /// With it: the certificate's key, PEM
+    #[arg(
+        long,
+        env = "DINLE_TLS_CLIENT_KEY",
+        value_name = "FILE",
+        requires = "tls_client_cert"
+    )]
+    pub(super) tls_client_key: Option<PathBuf>,
+    /// With it: the name in the agent's certificate [default: the host of the address]
+    #[arg(long, env = "DINLE_TLS_SERVER_NAME", value_name = "NAME")]
+    pub(super) tls_server_name: Option<String>,
+}
+
+impl Tls {
+    fn config(&self) -> anyhow::Result<ClientTlsConfig> {
+        let read = |path: &Path| {
+            fs::read(path).with_context(|| format!("{} cannot be read", path.display()))
+        };
+        let mut config = match &self.tls_ca {
+            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        if let Some((certificate, key)) = self
+            .tls_client_cert
+            .as_deref()
+            .zip(self.tls_client_key.as_deref())
+        {
+            config = config.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        }
+        if let Some(name) = &self.tls_server_name {
+            config = config.domain_name(name);
+        }
+        Ok(config.timeout(CONNECT_TIMEOUT))
+    }
+}
+
+impl fmt::Display for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.address.0)
+    }
+}
+
+/// Reads `http://host:port`, `https://host:port`, `host:port`, `host`, or `unix:/path`.
+pub(super) fn parse_address(text: &str) -> Result<Address, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        return match path.starts_with('/') {
+            true => Ok(Address(format!("unix:{path}"))),
+            false => {
+                Err("write the whole path of the socket, as in `unix:/run/dinle.sock`".to_owned())
+            }
+        };
+    }
     let with_scheme = if text.contains("://") {
         text.to_owned()
     } else {
@@ -36,10 +125,10 @@ pub(super) fn parse_address(text: &str) -> Result<Uri, String> {
     let uri: Uri = with_scheme.parse().map_err(|error| {
         format!("{error}; write `http://host:port`, as in `http://127.0.0.1:{PORT}`")
     })?;
-    if uri.scheme_str() != Some("http") {
+    let scheme = uri.scheme_str().unwrap_or_default();
+    if !["http", "https"].contains(&scheme) {
         return Err(
-            "only `http://` works; reach agents on other machines through `kubectl port-forward`"
-                .to_owned(),
+            "there are `http://host:port`, `https://host:port` and `unix:/path`".to_owned(),
         );
     }
     let host = uri.host().unwrap_or_default();
@@ -47,42 +136,87 @@ pub(super) fn parse_address(text: &str) -> Result<Uri, String> {
         return Err("there is no host in it; write `http://host:port`".to_owned());
     }
     let port = uri.port_u16().unwrap_or(PORT);
-    format!("http://{host}:{port}")
-        .parse()
-        .map_err(|error| format!("{error}"))
+    Ok(Address(format!("{scheme}://{host}:{port}")))
+}
+
+/// Which agent is meant, in words for the user.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// The one at an address.
+    At(Agent),
+    /// The one of a node.
+    On(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(agent) => write!(f, "the agent at {agent}"),
+            Self::On(node) => write!(f, "the agent of node {node}"),
+        }
+    }
+}
+
+/// An agent's client on a connection.
+pub(super) fn client_on(channel: Channel) -> Client {
+    Client::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// Connects to the agent.
-pub(super) async fn connect(address: &Uri) -> anyhow::Result<Client> {
-    let endpoint = Endpoint::from(address.clone()).connect_timeout(CONNECT_TIMEOUT);
+pub(super) async fn connect(agent: &Agent) -> anyhow::Result<Client> {
+    let Agent { address, tls } = agent;
+    let mut endpoint = Endpoint::from_shared(address.0.clone())?.connect_timeout(CONNECT_TIMEOUT);
+    if address.is_tls() {
+        let config = tls.config()?;
+        endpoint = endpoint
+            .tls_config(config)
+            .map_err(|error| anyhow!("the files for TLS cannot be used: {}", root_cause(&error)))?;
+    }
     let channel = endpoint.connect().await.map_err(|error| {
-        anyhow!(
-            "cannot connect to the agent at {address}: {}; \
-             is it reachable there? For a pod: `kubectl port-forward -n dinle pod/NAME {PORT}:{PORT}`",
-            root_cause(&error)
-        )
+        let hint = match address.is_tls() {
+            true => "is it reachable there, and does its certificate have that name and an issuer that --tls-ca names?".to_owned(),
+            false => {
+                format!("is it reachable there? For a pod: `kubectl port-forward -n dinle pod/NAME {PORT}:{PORT}`")
+            }
+        };
+        anyhow!("cannot connect to the agent at {agent}: {}; {hint}", root_cause(&error))
     })?;
-    Ok(Client::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    Ok(client_on(channel))
 }
 
 /// Waits for the agent's answer, but not for ever: a port-forward takes connections also when the pod is gone.
 pub(super) async fn answer<T>(
-    address: &Uri,
+    place: &Place,
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> anyhow::Result<T> {
     match tokio::time::timeout(SILENCE_MAX, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(failure(address, &status)),
+        Ok(Err(status)) => Err(failure(place, &status)),
         Err(_) => Err(anyhow!(
-            "the agent at {address} did not answer within {} s; is the port-forward still alive?",
+            "{place} did not answer within {} s; is the port-forward still alive?",
             SILENCE_MAX.as_secs()
         )),
     }
 }
 
 /// What a status means to the user.
-pub(super) fn failure(address: &Uri, status: &Status) -> anyhow::Error {
+pub(super) fn failure(place: &Place, status: &Status) -> anyhow::Error {
     let message = status.message();
+    if let Some(cause) = status.source() {
+        // With TLS 1.3 a client learns only afterwards that it was refused.
+        let hint = match place {
+            Place::At(Agent { address, tls })
+                if address.is_tls() && tls.tls_client_cert.is_none() =>
+            {
+                "; perhaps it wants a certificate of yours, see --tls-client-cert"
+            }
+            Place::At(_) | Place::On(_) => "",
+        };
+        return anyhow!(
+            "the connection to {place} broke: {}{hint}",
+            root_cause(cause)
+        );
+    }
     match status.code() {
         Code::InvalidArgument => {
             let violations = status
@@ -98,13 +232,10 @@ pub(super) fn failure(address: &Uri, status: &Status) -> anyhow::Error {
                 .collect();
             Refused(lines.join("\n")).into()
         }
-        Code::Unimplemented => anyhow!(
-            "what listens at {address} does not know this call ({message}); is it an agent of this version?"
-        ),
-        _ if status.source().is_some() => {
-            anyhow!("the connection to the agent at {address} broke: {message}")
+        Code::Unimplemented => {
+            anyhow!("{place} does not know this call ({message}); is it an agent of this version?")
         }
-        code => anyhow!("the agent at {address} refused: {message} ({code:?})"),
+        code => anyhow!("{place} refused: {message} ({code:?})"),
     }
 }
 
@@ -124,27 +255,37 @@ mod tests {
     #[test]
     fn addresses_are_read_as_people_write_them() {
         let table = [
-            ("http://127.0.0.1:4380", "http://127.0.0.1:4380/"),
-            ("127.0.0.1:9000", "http://127.0.0.1:9000/"),
-            ("node-1", "http://node-1:4380/"),
-            ("http://node-1/", "http://node-1:4380/"),
-            ("[::1]:4380", "http://[::1]:4380/"),
-            ("[::1]", "http://[::1]:4380/"),
+            ("http://127.0.0.1:4380", "http://127.0.0.1:4380"),
+            ("127.0.0.1:9000", "http://127.0.0.1:9000"),
+            ("node-1", "http://node-1:4380"),
+            ("http://node-1/", "http://node-1:4380"),
+            ("[::1]:4380", "http://[::1]:4380"),
+            ("[::1]", "http://[::1]:4380"),
+            ("https://node-1", "https://node-1:4380"),
+            ("unix:/run/dinle.sock", "unix:/run/dinle.sock"),
+            ("unix:///run/dinle.sock", "unix:/run/dinle.sock"),
         ];
         for (text, expected) in table {
             assert_eq!(
-                parse_address(text).map(|uri| uri.to_string()),
+                parse_address(text).map(|address| address.0),
                 Ok(expected.to_owned()),
                 "{text}"
             );
         }
-        for text in ["", "https://node-1:4380", "a b", "unix:///run/dinle.sock"] {
+        for text in ["", "ftp://node-1:4380", "a b", "unix:run/dinle.sock"] {
             assert!(parse_address(text).is_err(), "{text}");
         }
     }
 
-    fn address() -> Uri {
-        Uri::from_static("http://node-1:4380")
+    fn agent(address: &str) -> Agent {
+        Agent {
+            address: parse_address(address).expect("an address"),
+            tls: Tls::default(),
+        }
+    }
+
+    fn place() -> Place {
+        Place::At(agent("http://node-1:4380"))
     }
 
     #[test]
@@ -153,14 +294,14 @@ mod tests {
         details.add_bad_request_violation("filter.comm[0].glob", "`[` is not a glob");
         details.add_bad_request_violation("queue_bytes", "is 5");
         let status = Status::with_error_details(Code::InvalidArgument, "two problems", details);
-        let refused = failure(&address(), &status)
+        let refused = failure(&place(), &status)
             .downcast::<Refused>()
             .expect("a usage error");
         assert_eq!(
             refused.to_string(),
             "filter.comm[0].glob: `[` is not a glob\nqueue_bytes: is 5"
         );
-        let bare = failure(&address(), &Status::invalid_argument("kinds: is empty"));
+        let bare = failure(&place(), &Status::invalid_argument("kinds: is empty"));
         assert_eq!(
             bare.downcast::<Refused>()
                 .expect("a usage error")
@@ -174,30 +315,30 @@ mod tests {
         let table = [
             (
                 Status::permission_denied("not in namespace shop"),
-                "the agent at http://node-1:4380/ refused: not in namespace shop (PermissionDenied)",
+                "the agent at http://node-1:4380 refused: not in namespace shop (PermissionDenied)",
             ),
             (
                 Status::unimplemented("nothing here"),
-                "what listens at http://node-1:4380/ does not know this call (nothing here); \
+                "the agent at http://node-1:4380 does not know this call (nothing here); \
                  is it an agent of this version?",
             ),
             (
                 Status::from_error(Box::new(std::io::Error::other("reset"))),
-                "the connection to the agent at http://node-1:4380/ broke: reset",
+                "the connection to the agent at http://node-1:4380 broke: reset",
             ),
         ];
         for (status, expected) in table {
-            assert_eq!(failure(&address(), &status).to_string(), expected);
+            assert_eq!(failure(&place(), &status).to_string(), expected);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_agent_that_never_answers_is_given_up() {
         let never = std::future::pending::<Result<Response<()>, Status>>();
-        let error = answer(&address(), never).await.expect_err("gave up");
+        let error = answer(&place(), never).await.expect_err("gave up");
         assert_eq!(
             error.to_string(),
-            "the agent at http://node-1:4380/ did not answer within 10 s; is the port-forward still alive?"
+            "the agent at http://node-1:4380 did not answer within 10 s; is the port-forward still alive?"
         );
     }
 
@@ -208,12 +349,12 @@ mod tests {
         let any_port = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         socket.bind(any_port).expect("a free port");
         let port = socket.local_addr().expect("bound").port();
-        let address = parse_address(&format!("127.0.0.1:{port}")).expect("an address");
-        let error = connect(&address).await.expect_err("nobody is there");
+        let agent = agent(&format!("127.0.0.1:{port}"));
+        let error = connect(&agent).await.expect_err("nobody is there");
         assert_eq!(
             error.to_string(),
             format!(
-                "cannot connect to the agent at http://127.0.0.1:{port}/: Connection refused (os error 111); \
+                "cannot connect to the agent at http://127.0.0.1:{port}: Connection refused (os error 111); \
                  is it reachable there? For a pod: `kubectl port-forward -n dinle pod/NAME 4380:4380`"
             )
         );

@@ -3,11 +3,17 @@
 use std::io::{self, Write};
 
 use anyhow::Context as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor};
+
+use super::template::Template;
 
 /// Prints messages of one type: names in lowerCamelCase, enums by name, 64-bit numbers as strings, defaults left out.
 #[derive(Clone, Debug)]
-pub(super) struct Json(MessageDescriptor);
+pub(super) struct Json {
+    descriptor: MessageDescriptor,
+    /// Prints this of each instead; with `true` on a terminal.
+    template: Option<(Template, bool)>,
+}
 
 impl Json {
     /// For the message `dinle.v1.NAME`.
@@ -17,7 +23,21 @@ impl Json {
         let descriptor = pool
             .get_message_by_name(&format!("dinle.v1.{name}"))
             .with_context(|| format!("the contract that is built in has no message {name}"))?;
-        Ok(Self(descriptor))
+        Ok(Self {
+            descriptor,
+            template: None,
+        })
+    }
+
+    /// Prints of each message what a template says. An error is a sentence on what the message does not have.
+    pub(super) fn through(self, template: Template, terminal: bool) -> Result<Self, String> {
+        for names in template.paths() {
+            check(&self.descriptor, names)?;
+        }
+        Ok(Self {
+            template: Some((template, terminal)),
+            ..self
+        })
     }
 
     /// The message as a JSON value.
@@ -31,6 +51,10 @@ impl Json {
         message: &impl prost::Message,
         out: &mut dyn Write,
     ) -> anyhow::Result<()> {
+        if let Some((template, terminal)) = &self.template {
+            template.print(&self.value(message)?, *terminal, out)?;
+            return Ok(());
+        }
         // Into io::Error, so that a closed pipe stays one.
         serde_json::to_writer(&mut *out, &self.dynamic(message)?).map_err(io::Error::from)?;
         writeln!(out)?;
@@ -38,11 +62,38 @@ impl Json {
     }
 
     fn dynamic(&self, message: &impl prost::Message) -> anyhow::Result<DynamicMessage> {
-        let mut dynamic = DynamicMessage::new(self.0.clone());
+        let mut dynamic = DynamicMessage::new(self.descriptor.clone());
         dynamic
             .transcode_from(message)
-            .with_context(|| format!("cannot write a {} as JSON", self.0.name()))?;
+            .with_context(|| format!("cannot write a {} as JSON", self.descriptor.name()))?;
         Ok(dynamic)
+    }
+}
+
+/// Whether a message has the fields that a path begins with.
+fn check(message: &MessageDescriptor, names: &[String]) -> Result<(), String> {
+    let Some((name, rest)) = names.split_first() else {
+        return Ok(());
+    };
+    let Some(field) = message.fields().find(|field| field.json_name() == name) else {
+        let fields: Vec<_> = message
+            .fields()
+            .map(|field| field.json_name().to_owned())
+            .collect();
+        return Err(format!(
+            "-o jsonpath: {} has no field `{name}`; it has {}",
+            message.name(),
+            fields.join(", ")
+        ));
+    };
+    match field.kind() {
+        // Times and durations are text, and a map has any names.
+        Kind::Message(inner)
+            if !field.is_map() && inner.package_name() == message.package_name() =>
+        {
+            check(&inner, rest)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -106,5 +157,42 @@ mod tests {
             error.to_string(),
             "the contract that is built in has no message Nothing"
         );
+    }
+
+    #[test]
+    fn a_field_that_no_message_has_is_refused() {
+        let through = |template: &str| {
+            let json = Json::of("Event").expect("a message of the contract");
+            let template = Template::parse(template).expect("a template");
+            json.through(template, false)
+        };
+        for fine in [
+            "{.exec.filename}",
+            "{.time}",
+            "{.time.seconds}",
+            "{@}",
+            "{..x}",
+        ] {
+            assert!(through(fine).is_ok(), "{fine}");
+        }
+        let table = [
+            (
+                "{.exec.filname}",
+                "-o jsonpath: Exec has no field `filname`; it has filename, args",
+            ),
+            (
+                "{.cgroup_id}",
+                "Event has no field `cgroup_id`; it has time, kind, cgroupId",
+            ),
+            ("{range .exec.argv[*]}{@}{end}", "Exec has no field `argv`"),
+            (
+                "{range .exec.args[*]}{$.exe}{end}",
+                "Event has no field `exe`",
+            ),
+        ];
+        for (template, expected) in table {
+            let error = through(template).expect_err(template);
+            assert!(error.contains(expected), "{template}: {error}");
+        }
     }
 }

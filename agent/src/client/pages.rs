@@ -6,30 +6,31 @@ use dinle_proto::v1;
 
 use super::{
     columns::Who,
+    look::{Look, Tone},
     table::Table,
     text::{self, NONE},
 };
 
-/// What a user should know of a plan before the first event, one sentence a line.
-pub(super) fn warnings(plan: &v1::Plan) -> String {
-    let mut lines = String::new();
-    for note in &plan.notes {
-        lines.push_str(&format!("note: {note}\n"));
-    }
-    for capability in &plan.capabilities {
-        if !capability.available {
-            lines.push_str(&format!(
-                "{} is not available on this node: {}\n",
-                text::kind(capability.kind),
-                text::or_none(&capability.reason)
-            ));
-        }
-    }
-    lines
+/// What a user should know of a plan before the first event, a sentence each.
+pub(super) fn warnings(plan: &v1::Plan) -> Vec<(Tone, String)> {
+    let notes = plan
+        .notes
+        .iter()
+        .map(|note| (Tone::Aside, format!("note: {note}")));
+    let missing = plan.capabilities.iter().filter(|kind| !kind.available);
+    let missing = missing.map(|capability| {
+        let sentence = format!(
+            "{} is not available on this node: {}",
+            text::kind(capability.kind),
+            text::or_none(&capability.reason)
+        );
+        (Tone::Alarm, sentence)
+    });
+    notes.chain(missing).collect()
 }
 
 /// Prints all that a plan says.
-pub(super) fn plan(plan: &v1::Plan, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn plan(plan: &v1::Plan, look: Look, out: &mut dyn Write) -> io::Result<()> {
     let v1::Plan {
         node,
         boot_id,
@@ -61,10 +62,10 @@ pub(super) fn plan(plan: &v1::Plan, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "note: {}", text::clean(note))?;
     }
     writeln!(out)?;
-    capabilities(kinds, out)?;
+    capabilities(kinds, look, out)?;
     if !listed.is_empty() {
         writeln!(out)?;
-        workloads(listed, out)?;
+        workloads(listed, false, look, out)?;
     }
     let more = (*workloads_total as usize).saturating_sub(listed.len());
     if more > 0 {
@@ -87,7 +88,11 @@ pub(super) fn print_facts(facts: &[(&str, String)], out: &mut dyn Write) -> io::
 }
 
 /// Prints which kinds this kernel offers, by which hooks, and what it refused.
-pub(super) fn capabilities(kinds: &[v1::Capability], out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn capabilities(
+    kinds: &[v1::Capability],
+    look: Look,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let mut rows = Vec::new();
     for capability in kinds {
         let v1::Capability {
@@ -119,7 +124,12 @@ pub(super) fn capabilities(kinds: &[v1::Capability], out: &mut dyn Write) -> io:
             row(&hook.name, &hook.chosen, &refused.join("; "));
         }
     }
-    Table::print(&["KIND", "AVAILABLE", "HOOK", "WAY", "REFUSED"], &rows, out)?;
+    Table::print(
+        &["KIND", "AVAILABLE", "HOOK", "WAY", "REFUSED"],
+        &rows,
+        look,
+        out,
+    )?;
     for capability in kinds {
         for limit in &capability.limits {
             writeln!(
@@ -133,41 +143,46 @@ pub(super) fn capabilities(kinds: &[v1::Capability], out: &mut dyn Write) -> io:
     Ok(())
 }
 
-/// Prints workloads, one a line.
-pub(super) fn workloads(workloads: &[v1::Workload], out: &mut dyn Write) -> io::Result<()> {
+/// Prints workloads, one a line; `wide` with more columns.
+pub(super) fn workloads(
+    workloads: &[v1::Workload],
+    wide: bool,
+    look: Look,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let row = |workload: &v1::Workload| {
         let Who {
             node,
             namespace,
             pod,
             container,
-            container_id: _,
+            container_id,
         } = Who::new(workload, NONE);
         let owner = match &workload.owner {
             Some(v1::Owner { kind, name }) => format!("{}/{name}", kind.to_lowercase()),
             None => NONE.to_owned(),
         };
-        vec![
+        let mut cells = vec![
             node,
             namespace,
             pod,
             container,
             owner,
             text::state(workload.state),
-            text::or_none(&workload.cgroup_path).to_owned(),
-        ]
+        ];
+        if wide {
+            cells.extend([container_id, text::or_none(&workload.image).to_owned()]);
+        }
+        cells.push(text::or_none(&workload.cgroup_path).to_owned());
+        cells
     };
     let rows: Vec<_> = workloads.iter().map(row).collect();
-    let names = [
-        "NODE",
-        "NAMESPACE",
-        "POD",
-        "CONTAINER",
-        "OWNER",
-        "STATE",
-        "CGROUP",
-    ];
-    Table::print(&names, &rows, out)
+    let mut names = vec!["NODE", "NAMESPACE", "POD", "CONTAINER", "OWNER", "STATE"];
+    if wide {
+        names.extend(["CONTAINER-ID", "IMAGE"]);
+    }
+    names.push("CGROUP");
+    Table::print(&names, &rows, look, out)
 }
 
 #[cfg(test)]
@@ -240,7 +255,7 @@ pub(super) mod tests {
     #[test]
     fn a_plan_is_a_page() {
         let mut out = Vec::new();
-        plan(&a_plan(), &mut out).expect("a Vec takes all");
+        plan(&a_plan(), Look::default(), &mut out).expect("a Vec takes all");
         assert_eq!(
             String::from_utf8(out).expect("UTF-8"),
             "\
@@ -269,9 +284,17 @@ node-1 shop      web-0 app       statefulset/web container /kubepods/a
     fn warnings_are_notes_and_what_is_not_available() {
         assert_eq!(
             warnings(&a_plan()),
-            "note: the pod source is not synced yet\n\
-             exit is not available on this node: no way to attach\n"
+            [
+                (
+                    Tone::Aside,
+                    "note: the pod source is not synced yet".to_owned()
+                ),
+                (
+                    Tone::Alarm,
+                    "exit is not available on this node: no way to attach".to_owned()
+                ),
+            ]
         );
-        assert_eq!(warnings(&v1::Plan::default()), "");
+        assert_eq!(warnings(&v1::Plan::default()), []);
     }
 }

@@ -10,9 +10,12 @@ use dinle_proto::v1;
 
 use super::{
     Screen,
-    args::{Connection, Output},
-    connect::{answer, connect},
+    connect::{Client, Place, answer, connect},
+    connection::{Connection, Reach},
     json::Json,
+    look::Look,
+    nodes::every,
+    output::{self, Output, parse_output},
     pages::{capabilities, print_facts},
     table::Table,
     text::{self, NONE},
@@ -29,8 +32,7 @@ Examples:
 /// Arguments of `dinle status`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Status {
-    /// How to print: a page of text, or protobuf JSON on one line
-    #[arg(short, long, value_enum, default_value_t = Output::Table, hide_possible_values = true, value_name = "table|json")]
+    #[arg(short, long, help = output::HELP, default_value = "table", value_parser = parse_output, value_name = output::VALUE)]
     output: Output,
     #[command(flatten)]
     connection: Connection,
@@ -38,28 +40,56 @@ pub struct Status {
 
 impl Status {
     pub(super) async fn run(self, screen: &mut Screen<'_>) -> anyhow::Result<ExitCode> {
-        let Self {
-            output,
-            connection: Connection { address },
-        } = self;
-        let mut client = connect(&address).await?;
-        let status = answer(&address, client.get_status(v1::GetStatusRequest {})).await?;
-        let kinds = answer(
-            &address,
-            client.list_capabilities(v1::ListCapabilitiesRequest {}),
-        )
-        .await?;
-        match output {
-            Output::Table => page(&status, &kinds.capabilities, SystemTime::now(), screen.out)?,
-            Output::Json => {
-                let answers = serde_json::json!({
-                    "status": Json::of("GetStatusResponse")?.value(&status)?,
-                    "capabilities": Json::of("ListCapabilitiesResponse")?.value(&kinds)?,
-                });
-                writeln!(screen.out, "{answers}")?;
+        let Self { output, connection } = self;
+        let ask = async |client: &mut Client, place: &Place| {
+            let status = answer(place, client.get_status(v1::GetStatusRequest {})).await?;
+            let kinds = client.list_capabilities(v1::ListCapabilitiesRequest {});
+            anyhow::Ok((status, answer(place, kinds).await?))
+        };
+        let (answers, code) = match connection.reach().await? {
+            Reach::Agent(address) => {
+                let mut client = connect(&address).await?;
+                let answer = ask(&mut client, &Place::At(address)).await?;
+                (vec![answer], ExitCode::SUCCESS)
+            }
+            // Every node that has an agent.
+            Reach::Cluster(cluster) => {
+                every(&cluster, &v1::Selector::default(), screen, ask).await?
+            }
+        };
+        for (number, (status, kinds)) in answers.iter().enumerate() {
+            match &output {
+                Output::Table | Output::Wide => {
+                    if number > 0 {
+                        writeln!(screen.out)?;
+                    }
+                    // Why something is not available takes more than a line.
+                    let look = screen.look.uncut();
+                    page(
+                        status,
+                        &kinds.capabilities,
+                        SystemTime::now(),
+                        look,
+                        screen.out,
+                    )?;
+                }
+                Output::Json | Output::JsonPath(_) => {
+                    let answers = serde_json::json!({
+                        "status": Json::of("GetStatusResponse")?.value(status)?,
+                        "capabilities": Json::of("ListCapabilitiesResponse")?.value(kinds)?,
+                    });
+                    match &output {
+                        Output::JsonPath(template) => {
+                            template.print(&answers, screen.look.is_terminal(), screen.out)?;
+                        }
+                        Output::Table | Output::Wide | Output::Json => {
+                            writeln!(screen.out, "{answers}")?;
+                        }
+                    }
+                }
             }
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(code)
     }
 }
 
@@ -67,6 +97,7 @@ fn page(
     status: &v1::GetStatusResponse,
     kinds: &[v1::Capability],
     now: SystemTime,
+    look: Look,
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let v1::GetStatusResponse {
@@ -114,20 +145,20 @@ fn page(
     ];
     print_facts(&facts, out)?;
     writeln!(out)?;
-    capabilities(kinds, out)?;
+    capabilities(kinds, look, out)?;
     writeln!(out)?;
-    print_programs(programs, out)?;
+    print_programs(programs, look, out)?;
     writeln!(out)?;
     if subscriptions.is_empty() {
         writeln!(out, "nobody listens")?;
     } else {
-        print_streams(subscriptions, now, out)?;
+        print_streams(subscriptions, now, look, out)?;
     }
     writeln!(out)?;
     if losses.is_empty() {
         writeln!(out, "nothing was lost")
     } else {
-        print_losses(losses, out)
+        print_losses(losses, look, out)
     }
 }
 
@@ -154,7 +185,7 @@ fn source(source: Option<&v1::PodSource>) -> String {
     )
 }
 
-fn print_programs(programs: &[v1::Program], out: &mut dyn Write) -> io::Result<()> {
+fn print_programs(programs: &[v1::Program], look: Look, out: &mut dyn Write) -> io::Result<()> {
     let row = |program: &v1::Program| {
         let v1::Program {
             name,
@@ -175,12 +206,13 @@ fn print_programs(programs: &[v1::Program], out: &mut dyn Write) -> io::Result<(
     };
     let rows: Vec<_> = programs.iter().map(row).collect();
     let names = ["PROGRAM", "HOOK", "WAY", "ATTACHED", "VERIFIED", "SKIPPED"];
-    Table::print(&names, &rows, out)
+    Table::print(&names, &rows, look, out)
 }
 
 fn print_streams(
     streams: &[v1::Subscription],
     now: SystemTime,
+    look: Look,
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let mut rows = Vec::new();
@@ -195,6 +227,7 @@ fn print_streams(
                 text::thousands(books.delivered),
                 text::thousands(books.queued),
                 text::thousands(lost),
+                caller(stream.caller.as_ref()),
             ]);
         }
     }
@@ -206,11 +239,21 @@ fn print_streams(
         "DELIVERED",
         "QUEUED",
         "LOST",
+        "CALLER",
     ];
-    Table::print(&names, &rows, out)
+    Table::print(&names, &rows, look, out)
 }
 
-fn print_losses(losses: &[v1::NodeLoss], out: &mut dyn Write) -> io::Result<()> {
+/// `jane (10.0.0.7:41234)`, or where the connection comes from alone.
+fn caller(caller: Option<&v1::Caller>) -> String {
+    match caller {
+        Some(v1::Caller { peer, user, .. }) if user.is_empty() => text::or_none(peer).to_owned(),
+        Some(v1::Caller { peer, user, .. }) => format!("{user} ({peer})"),
+        None => NONE.to_owned(),
+    }
+}
+
+fn print_losses(losses: &[v1::NodeLoss], look: Look, out: &mut dyn Write) -> io::Result<()> {
     let row = |loss: &v1::NodeLoss| {
         let v1::NodeLoss { kind, stage, count } = loss;
         vec![
@@ -220,7 +263,7 @@ fn print_losses(losses: &[v1::NodeLoss], out: &mut dyn Write) -> io::Result<()> 
         ]
     };
     let rows: Vec<_> = losses.iter().map(row).collect();
-    Table::print(&["KIND", "LOST-AT", "COUNT"], &rows, out)
+    Table::print(&["KIND", "LOST-AT", "COUNT"], &rows, look, out)
 }
 
 /// `3h 2m 5s`. A clock that was set back makes it 0.
@@ -245,7 +288,8 @@ mod tests {
     fn printed(status: &v1::GetStatusResponse) -> String {
         let mut out = Vec::new();
         let now = SystemTime::UNIX_EPOCH + Duration::from_millis(11_125_900);
-        page(status, &both_capabilities(), now, &mut out).expect("a Vec takes all");
+        page(status, &both_capabilities(), now, Look::default(), &mut out)
+            .expect("a Vec takes all");
         String::from_utf8(out).expect("UTF-8")
     }
 
@@ -277,6 +321,11 @@ mod tests {
                 stream_id: 7,
                 started: at(11_120),
                 request: None,
+                caller: Some(v1::Caller {
+                    peer: "10.0.0.7:41234".to_owned(),
+                    user: "jane".to_owned(),
+                    groups: Vec::new(),
+                }),
                 books: vec![v1::KindBooks {
                     kind: v1::Kind::Exec.into(),
                     matched: 1204,
@@ -323,8 +372,8 @@ PROGRAM                    HOOK               WAY            ATTACHED VERIFIED S
 tp_btf__sched_process_exec sched_process_exec tp_btf         yes      1,272    1
 cgroup_mkdir               cgroup_mkdir       raw_tracepoint no       -        0
 
-STREAM AGE KIND MATCHED DELIVERED QUEUED LOST
-7      5s  exec 1,204   1,200     1      3
+STREAM AGE KIND MATCHED DELIVERED QUEUED LOST CALLER
+7      5s  exec 1,204   1,200     1      3    jane (10.0.0.7:41234)
 
 KIND LOST-AT      COUNT
 exec CLIENT_QUEUE 3

@@ -1,8 +1,13 @@
 //! A stream from its plan to its last books.
 
 use std::{
-    collections::HashMap, future::Future, io, ops::ControlFlow, pin::pin, process::ExitCode,
-    time::Duration,
+    collections::HashMap,
+    future::Future,
+    io,
+    ops::ControlFlow,
+    pin::pin,
+    process::ExitCode,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, anyhow};
@@ -12,14 +17,16 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Status, transport::Uri};
+use tonic::Status;
 
 use super::{
     Screen,
-    books::Ledger,
+    books::{self, Ledger},
     columns::{EventTable, Who},
-    connect::{HEARTBEAT, SILENCE_MAX, failure},
+    connect::{HEARTBEAT, Place, SILENCE_MAX, failure},
     json::Json,
+    look::Tone,
+    order::Order,
     pages, text,
     top::{self, Poke},
 };
@@ -60,9 +67,33 @@ pub(super) trait Printer {
     }
 }
 
-/// What a client makes of a stream.
+/// How long a snapshot's interval was.
+pub(super) fn length(snapshot: &v1::Snapshot) -> Duration {
+    let time = |time: Option<prost_types::Timestamp>| {
+        time.and_then(|time| SystemTime::try_from(time).ok())
+    };
+    let ends = time(snapshot.start).zip(time(snapshot.end));
+    ends.and_then(|(start, end)| end.duration_since(start).ok())
+        .unwrap_or_default()
+}
+
+/// What a client makes of a stream, or of those of several nodes.
 pub(super) struct View {
     format: Format,
+    streams: Vec<Heard>,
+    /// Puts in order what comes from several nodes. One node's events are printed as they come.
+    order: Option<Order>,
+    /// The header is printed.
+    headed: bool,
+    /// Streams of whose snapshots the rows have been given since the last end of a round.
+    round: Vec<StreamId>,
+    /// The longest of these snapshots, without its rows: what a round took. The last one of a stream may be much shorter.
+    longest: v1::Snapshot,
+}
+
+/// What is known of a stream.
+#[derive(Default)]
+struct Heard {
     ledger: Ledger,
     /// Of the plan.
     node: String,
@@ -70,7 +101,12 @@ pub(super) struct View {
     names: HashMap<u64, Who>,
     /// What the agent said last that it cannot hear.
     notes: Vec<String>,
+    /// It is over.
+    over: bool,
 }
+
+/// Number of a stream in a [`View`].
+pub(super) type StreamId = usize;
 
 /// Why a stream is over.
 pub(super) enum Ending {
@@ -117,85 +153,137 @@ pub(super) async fn follow(
             Ok(Some(Err(status))) => return Ok(Ending::Failed(status)),
             Ok(Some(Ok(response))) => response,
         };
-        if let Some(ending) = view.message(&response, screen)? {
+        if let Some(ending) = view.message(0, response, screen)? {
             return Ok(ending);
         }
     }
 }
 
 impl View {
+    /// Of the stream of one agent, which is number 0.
     pub(super) fn new(format: Format) -> Self {
         Self {
             format,
-            ledger: Ledger::default(),
-            node: String::new(),
-            names: HashMap::new(),
-            notes: Vec::new(),
+            streams: vec![Heard::default()],
+            order: None,
+            headed: false,
+            round: Vec::new(),
+            longest: v1::Snapshot::default(),
         }
     }
 
-    fn message(
+    /// Of the streams of several nodes; prints at most so many events.
+    pub(super) fn of_nodes(format: Format, count: Option<u64>) -> Self {
+        Self {
+            streams: Vec::new(),
+            order: Some(Order::new(count)),
+            ..Self::new(format)
+        }
+    }
+
+    /// One more stream, of that node.
+    pub(super) fn stream(&mut self, node: &str) -> StreamId {
+        self.streams.push(Heard {
+            node: node.to_owned(),
+            ..Heard::default()
+        });
+        self.streams.len() - 1
+    }
+
+    /// The books of the last heartbeat are of all that came from that one, so that it can be left.
+    pub(super) fn settled(&self, stream: StreamId) -> bool {
+        self.streams[stream].ledger.settled()
+    }
+
+    /// Nothing more comes from that one.
+    pub(super) fn over(&mut self, stream: StreamId) {
+        self.streams[stream].over = true;
+    }
+
+    /// Takes a message of a stream.
+    pub(super) fn message(
         &mut self,
-        response: &v1::SubscribeResponse,
+        from: StreamId,
+        response: v1::SubscribeResponse,
         screen: &mut Screen<'_>,
     ) -> anyhow::Result<Option<Ending>> {
         if let Format::Raw(json) = &self.format {
-            json.line(response, screen.out)?;
+            json.line(&response, screen.out)?;
             screen.out.flush()?;
         }
         // A message that only newer clients know is a sign of life all the same.
-        let Some(message) = &response.message else {
+        let Some(message) = response.message else {
             return Ok(None);
         };
+        let several = self.order.is_some();
+        let heard = &mut self.streams[from];
         match message {
             Message::Plan(plan) => {
-                self.node.clone_from(&plan.node);
-                self.notes.clone_from(&plan.notes);
+                heard.node.clone_from(&plan.node);
+                heard.notes.clone_from(&plan.notes);
                 for workload in &plan.workloads {
-                    self.name(workload);
+                    heard.name(workload);
                 }
-                screen.say(&pages::warnings(plan))?;
-                if let Format::Table(table) = &mut self.format {
+                for (tone, warning) in pages::warnings(&plan) {
+                    heard.tell(tone, &warning, several, screen)?;
+                }
+                if let Format::Table(table) = &mut self.format
+                    && !std::mem::replace(&mut self.headed, true)
+                {
                     table.header(screen.out)?;
                     screen.out.flush()?;
                 }
             }
             Message::Workload(v1::WorkloadUpdate { workload }) => {
                 if let Some(workload) = workload {
-                    self.name(workload);
+                    heard.name(&workload);
                 }
             }
             Message::Batch(batch) => {
-                self.ledger.batch(batch);
-                self.print_events(&batch.events, screen)?;
+                heard.ledger.batch(&batch);
+                match &mut self.order {
+                    Some(order) => order.add(from, batch.events),
+                    None => self.print(from, &batch.events, screen)?,
+                }
                 screen.out.flush()?;
             }
-            Message::Snapshot(snapshot) => {
-                self.ledger.snapshot(snapshot);
-                self.print_events(&snapshot.events, screen)?;
-                if let Format::Custom(printer) = &mut self.format {
-                    printer.snapshot_end(snapshot, screen.out)?;
+            Message::Snapshot(mut snapshot) => {
+                heard.ledger.snapshot(&snapshot);
+                // A round is what each node told of an interval.
+                if self.round.contains(&from) {
+                    self.end_round(screen)?;
+                }
+                let rows = std::mem::take(&mut snapshot.events);
+                if length(&snapshot) >= length(&self.longest) {
+                    self.longest = snapshot;
+                }
+                let rows = match &mut self.order {
+                    Some(order) => order.admit(rows),
+                    None => rows,
+                };
+                self.print(from, &rows, screen)?;
+                self.round.push(from);
+                if self.round.len() >= self.streams.iter().filter(|heard| !heard.over).count() {
+                    self.end_round(screen)?;
                 }
                 screen.out.flush()?;
             }
             Message::Loss(loss) => {
-                self.ledger.loss(loss);
-                screen.say(&text::loss(loss))?;
+                heard.ledger.loss(&loss);
+                heard.tell(Tone::Alarm, &text::loss(&loss), several, screen)?;
             }
             Message::Heartbeat(heartbeat) => {
-                let fine = self.ledger.wrong().is_none();
-                self.ledger.heartbeat(heartbeat);
-                if fine && let Some(wrong) = self.ledger.wrong() {
-                    screen.say(&format!("THE BOOKS DO NOT BALANCE: {wrong}"))?;
+                let fine = heard.ledger.wrong().is_none();
+                heard.ledger.heartbeat(&heartbeat);
+                if fine && let Some(wrong) = heard.ledger.wrong() {
+                    let wrong = books::contradiction(wrong);
+                    heard.tell(Tone::Alarm, &wrong, several, screen)?;
                 }
-                for note in heartbeat
-                    .notes
-                    .iter()
-                    .filter(|note| !self.notes.contains(note))
-                {
-                    screen.say(note)?;
+                let news = heartbeat.notes.iter();
+                for note in news.filter(|note| !heard.notes.contains(note)) {
+                    heard.tell(Tone::Aside, note, several, screen)?;
                 }
-                self.notes.clone_from(&heartbeat.notes);
+                heard.notes.clone_from(&heartbeat.notes);
                 if heartbeat.end != v1::EndReason::Unspecified as i32 {
                     let reason = v1::EndReason::try_from(heartbeat.end);
                     return Ok(Some(Ending::Agent(reason.map_err(|_| heartbeat.end))));
@@ -205,7 +293,35 @@ impl View {
         Ok(None)
     }
 
-    fn poke(&mut self, poke: Poke, screen: &mut Screen<'_>) -> anyhow::Result<Option<Ending>> {
+    fn end_round(&mut self, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+        self.round.clear();
+        let longest = std::mem::take(&mut self.longest);
+        if let Format::Custom(printer) = &mut self.format {
+            printer.snapshot_end(&longest, screen.out)?;
+        }
+        Ok(())
+    }
+
+    /// Prints what has been held long enough to be in order, or with `all` everything. Whether as many events were printed as were asked
+    /// for.
+    pub(super) fn release(&mut self, all: bool, screen: &mut Screen<'_>) -> anyhow::Result<bool> {
+        let Some(order) = &mut self.order else {
+            return Ok(false);
+        };
+        let (ready, enough) = order.take(all);
+        for (from, event) in ready {
+            self.print(from, &[event], screen)?;
+        }
+        screen.out.flush()?;
+        Ok(enough)
+    }
+
+    /// Something else happened.
+    pub(super) fn poke(
+        &mut self,
+        poke: Poke,
+        screen: &mut Screen<'_>,
+    ) -> anyhow::Result<Option<Ending>> {
         let Format::Custom(printer) = &mut self.format else {
             return Ok(None);
         };
@@ -214,18 +330,15 @@ impl View {
         Ok(flow.is_break().then_some(Ending::Interrupted))
     }
 
-    fn name(&mut self, workload: &v1::Workload) {
-        let who = Who::new(workload, &self.node);
-        self.names.insert(workload.cgroup_id, who);
-    }
-
-    fn print_events(
+    fn print(
         &mut self,
+        from: StreamId,
         events: &[v1::Event],
         screen: &mut Screen<'_>,
     ) -> anyhow::Result<()> {
-        let unknown = Who::unknown(&self.node);
-        let who = |event: &v1::Event| self.names.get(&event.cgroup_id).unwrap_or(&unknown);
+        let Heard { node, names, .. } = &self.streams[from];
+        let unknown = Who::unknown(node);
+        let who = |event: &v1::Event| names.get(&event.cgroup_id).unwrap_or(&unknown);
         match &mut self.format {
             Format::Table(table) => {
                 for event in events {
@@ -248,47 +361,98 @@ impl View {
         Ok(())
     }
 
-    /// Tells the books, and how it ended.
-    pub(super) fn finish(
-        self,
-        ending: Ending,
-        address: &Uri,
-        screen: &mut Screen<'_>,
-    ) -> anyhow::Result<ExitCode> {
+    /// Tells the books. Whether they balance.
+    pub(super) fn close(mut self, screen: &mut Screen<'_>) -> anyhow::Result<bool> {
+        let several = self.order.is_some();
+        // Some nodes told of it, and the others will not any more.
+        if !self.round.is_empty() {
+            self.end_round(screen)?;
+        }
         if let Format::Custom(mut printer) = self.format {
             printer.end(screen.out)?;
         }
         screen.out.flush()?;
-        screen.say(&self.ledger.summary())?;
-        match ending {
-            Ending::Interrupted
-            | Ending::Agent(Ok(v1::EndReason::MaxEvents | v1::EndReason::MaxDuration)) => {}
-            Ending::Agent(Ok(v1::EndReason::Shutdown)) => {
-                return Err(anyhow!("the agent at {address} shuts down"));
-            }
-            Ending::Agent(Ok(v1::EndReason::Unspecified)) | Ending::Unfinished => {
-                return Err(anyhow!(
-                    "the stream from the agent at {address} ended without its last books; was the agent killed?"
-                ));
-            }
-            Ending::Agent(Err(reason)) => {
-                return Err(anyhow!(
-                    "the agent at {address} ended the stream for reason {reason}, which a newer dinle knows"
-                ));
-            }
-            Ending::Failed(status) => return Err(failure(address, &status)),
-            Ending::Silence => {
-                return Err(anyhow!(
-                    "no sign of life from the agent for {} s ({} heartbeats missed)",
-                    SILENCE_MAX.as_secs(),
-                    SILENCE_MAX.as_secs() / HEARTBEAT.as_secs()
-                ));
+        let beyond = self.order.as_ref().map_or(0, Order::beyond);
+        if beyond > 0 {
+            screen.say(&format!(
+                "{} events that came beyond --count are not printed",
+                text::thousands(beyond as u64)
+            ))?;
+        }
+        for heard in &self.streams {
+            heard.tell(Tone::Plain, &heard.ledger.summary(), several, screen)?;
+            if let Some(wrong) = heard.ledger.wrong() {
+                heard.tell(Tone::Alarm, &books::contradiction(wrong), several, screen)?;
             }
         }
-        Ok(match self.ledger.wrong() {
-            Some(_) => ExitCode::FAILURE,
-            None => ExitCode::SUCCESS,
+        let wrong = |heard: &Heard| heard.ledger.wrong().is_some();
+        Ok(!self.streams.iter().any(wrong))
+    }
+
+    /// Tells the books, and how it ended.
+    pub(super) fn finish(
+        self,
+        ending: Ending,
+        place: &Place,
+        screen: &mut Screen<'_>,
+    ) -> anyhow::Result<ExitCode> {
+        let balanced = self.close(screen)?;
+        if let Some(error) = ending.error(place) {
+            return Err(error);
+        }
+        Ok(match balanced {
+            false => ExitCode::FAILURE,
+            true => ExitCode::SUCCESS,
         })
+    }
+}
+
+impl Ending {
+    /// What is wrong with it; `None` if it is as was asked for.
+    pub(super) fn error(self, place: &Place) -> Option<anyhow::Error> {
+        Some(match self {
+            Self::Interrupted
+            | Self::Agent(Ok(v1::EndReason::MaxEvents | v1::EndReason::MaxDuration)) => {
+                return None;
+            }
+            Self::Agent(Ok(v1::EndReason::Shutdown)) => anyhow!("{place} shuts down"),
+            Self::Agent(Ok(v1::EndReason::Unspecified)) | Self::Unfinished => anyhow!(
+                "the stream from {place} ended without its last books; was the agent killed?"
+            ),
+            Self::Agent(Err(reason)) => {
+                anyhow!("{place} ended the stream for reason {reason}, which a newer dinle knows")
+            }
+            Self::Failed(status) => failure(place, &status),
+            Self::Silence => anyhow!(
+                "no sign of life from the agent for {} s ({} heartbeats missed)",
+                SILENCE_MAX.as_secs(),
+                SILENCE_MAX.as_secs() / HEARTBEAT.as_secs()
+            ),
+        })
+    }
+}
+
+impl Heard {
+    fn name(&mut self, workload: &v1::Workload) {
+        let who = Who::new(workload, &self.node);
+        self.names.insert(workload.cgroup_id, who);
+    }
+
+    /// Tells something of this stream. Where there are others, each line begins with the node.
+    fn tell(
+        &self,
+        tone: Tone,
+        lines: &str,
+        several: bool,
+        screen: &mut Screen<'_>,
+    ) -> io::Result<()> {
+        if !several {
+            return screen.tell(tone, lines);
+        }
+        for line in lines.lines() {
+            screen.tell(tone, &format!("{}: {line}", self.node))?;
+        }
+        Ok(())
     }
 }
 
@@ -326,4 +490,61 @@ pub(super) fn interrupted() -> anyhow::Result<impl Future<Output = ()>> {
 fn listen_to(kind: SignalKind) -> anyhow::Result<tokio::signal::unix::Signal> {
     let listened: io::Result<_> = signal(kind);
     listened.with_context(|| format!("cannot listen to signal {}", kind.as_raw_value()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, rc::Rc};
+
+    use super::*;
+    use crate::client::look::Look;
+
+    /// How long each round was said to have been.
+    struct Rounds(Rc<RefCell<Vec<Duration>>>);
+
+    impl Printer for Rounds {
+        fn event(&mut self, _: &v1::Event, _: &Who, _: &mut dyn io::Write) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn snapshot_end(&mut self, told: &v1::Snapshot, _: &mut dyn io::Write) -> io::Result<()> {
+            self.0.borrow_mut().push(length(told));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_round_took_as_long_as_the_longest_of_its_snapshots() -> anyhow::Result<()> {
+        let rounds = Rc::default();
+        let mut view = View::of_nodes(Format::Custom(Box::new(Rounds(Rc::clone(&rounds)))), None);
+        let (one, two) = (view.stream("n1"), view.stream("n2"));
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut screen = Screen {
+            look: Look::default(),
+            err_colored: false,
+            out: &mut out,
+            err: &mut err,
+        };
+        let at = |seconds: i64| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let story = [
+            (one, 0, 10),
+            (two, 1, 11),
+            // The first stream ends, with what came last, before the second has told of the interval before.
+            (one, 10, 20),
+            (one, 20, 21),
+            (two, 11, 20),
+        ];
+        for (from, start, end) in story {
+            let snapshot = v1::Snapshot {
+                start: at(start),
+                end: at(end),
+                events: Vec::new(),
+            };
+            let message = Some(Message::Snapshot(snapshot));
+            view.message(from, v1::SubscribeResponse { message }, &mut screen)?;
+        }
+        let seconds: Vec<u64> = rounds.borrow().iter().map(Duration::as_secs).collect();
+        assert_eq!(seconds, [10, 10, 9]);
+        Ok(())
+    }
 }

@@ -10,11 +10,42 @@ mod requests;
 /// What main.rs does with the arguments.
 #[derive(Debug, clap::Parser)]
 #[command(name = "dinle")]
-struct Cli {
+pub(super) struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
 fn parse(arguments: &[&str]) -> Result<Command, clap::Error> {
     Cli::try_parse_from([&["dinle"], arguments].concat()).map(|cli| cli.command)
+}
+
+#[test]
+fn as_a_plugin_of_kubectl_it_asks_the_cluster() {
+    let words = |text: &str| -> Vec<OsString> { text.split(' ').map(OsString::from).collect() };
+    let table = [
+        (
+            "/usr/bin/kubectl-dinle watch -A",
+            "/usr/bin/kubectl-dinle watch --kube -A",
+        ),
+        ("kubectl-dinle tcplife", "kubectl-dinle tcplife --kube"),
+        // Not to a cluster, or not a question at all.
+        (
+            "kubectl-dinle watch --address n1",
+            "kubectl-dinle watch --address n1",
+        ),
+        (
+            "kubectl-dinle watch --address=n1",
+            "kubectl-dinle watch --address=n1",
+        ),
+        ("kubectl-dinle version", "kubectl-dinle version"),
+        ("kubectl-dinle", "kubectl-dinle"),
+        ("dinle watch", "dinle watch"),
+    ];
+    for (given, expected) in table {
+        assert_eq!(
+            arguments(words(given).into_iter()),
+            words(expected),
+            "{given}"
+        );
+    }
 }

@@ -12,14 +12,9 @@ const SECONDS_PER_DAY: i64 = 24 * 60 * 60;
 /// The name that `--kinds` takes: `exec` for KIND_EXEC.
 pub(super) fn kind(number: i32) -> String {
     match v1::Kind::try_from(number) {
-        Ok(kind) => kind_name(kind),
+        Ok(kind) => kind.name(),
         Err(_) => format!("kind-{number}"),
     }
-}
-
-/// The same of a kind that is known.
-pub(super) fn kind_name(kind: v1::Kind) -> String {
-    short_name(kind.as_str_name(), "KIND_").to_lowercase()
 }
 
 /// All kinds that an agent can be asked for.
@@ -377,7 +372,7 @@ mod tests {
     #[test]
     fn every_kind_and_stage_has_a_name() {
         assert_eq!(
-            all_kinds().map(kind_name).collect::<Vec<_>>(),
+            all_kinds().map(v1::Kind::name).collect::<Vec<_>>(),
             [
                 "exec",
                 "exit",

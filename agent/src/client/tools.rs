@@ -16,19 +16,19 @@ pub use tcp::{Tcplife, Tcpreset, Tcpretrans};
 
 use super::{
     Screen,
-    args::{Bounds, Connection, EventOutput, Selection},
+    args::{Bounds, Selection},
     columns::{Column, EventTable},
-    json::Json,
+    connection::Connection,
+    output::{self, Output, parse_output},
     stream::Format,
-    watch::{listen, request},
+    watch::{How, listen, request},
 };
 
 /// Arguments of every tool.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Common {
-    /// How to print: text in columns, with more columns, or protobuf JSON with one event a line
-    #[arg(short, long, value_enum, default_value_t = EventOutput::Table, hide_possible_values = true, value_name = "table|wide|json")]
-    pub(super) output: EventOutput,
+    #[arg(short, long, help = output::HELP, default_value = "table", value_parser = parse_output, value_name = output::VALUE)]
+    pub(super) output: Output,
     /// Print no header [default: print it once]
     #[arg(long)]
     no_header: bool,
@@ -43,7 +43,7 @@ pub(super) struct Common {
 impl Common {
     /// What to ask for.
     pub(super) fn request(&self, kinds: &[v1::Kind], filter: v1::Filter) -> v1::SubscribeRequest {
-        request(kinds, &self.selection, filter, &self.bounds, self.output)
+        request(kinds, &self.selection, filter, &self.bounds, &self.output)
     }
 
     /// Asks, and prints in these columns; `wide` are added with `-o wide`.
@@ -54,10 +54,15 @@ impl Common {
         wide: Vec<Column>,
         screen: &mut Screen<'_>,
     ) -> anyhow::Result<ExitCode> {
-        if self.output == EventOutput::Wide {
+        if self.output.is_wide() {
             columns.extend(wide);
         }
-        let table = EventTable::tool(columns, screen.terminal, !self.no_header);
+        let look = if self.output.is_wide() {
+            screen.look.uncut()
+        } else {
+            screen.look
+        };
+        let table = EventTable::tool(columns, look, !self.no_header);
         self.run_as(request, Format::Table(table), screen).await
     }
 
@@ -72,12 +77,12 @@ impl Common {
             output,
             bounds,
             connection,
-            ..
+            selection,
+            no_header: _,
         } = self;
-        let format = match output {
-            EventOutput::Table | EventOutput::Wide => format,
-            EventOutput::Json => Format::Json(Json::of("Event")?),
-        };
-        listen(request, format, &bounds, &connection.address, screen).await
+        let how = How::new(bounds, connection, &selection);
+        let json = output.json("Event", screen)?;
+        let format = json.map_or(format, Format::Json);
+        listen(request, format, how, screen).await
     }
 }

@@ -19,9 +19,11 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::IntervalStream};
 
 use super::{
     Refused, Screen,
-    args::{Bounds, Connection, EventOutput, Selection, parse_duration},
+    args::{Bounds, Selection, parse_duration},
+    connection::Connection,
+    output,
     stream::Format,
-    watch::{listen_and, request},
+    watch::{How, listen_and, request},
 };
 use ranking::{Output, Ranking};
 use subjects::{Disk, Files, Subject, Tcp};
@@ -120,7 +122,7 @@ impl Top {
                 selection,
                 v1::Filter::default(),
                 bounds,
-                EventOutput::Table,
+                &output::Output::Table,
             )
         }
     }
@@ -134,13 +136,13 @@ impl Top {
             rows,
             bounds,
             connection,
-            selection: _,
+            selection,
         } = self;
         let subject = what.subject();
         // What is told in snapshots comes when an interval is over.
         let ticks = (!subject.in_snapshots()).then(|| ticks(interval));
         let notes = Notes::default();
-        let live = screen.terminal && !bounds.explain;
+        let live = screen.look.is_terminal() && !bounds.explain;
         let output = if live {
             Output::Terminal(notes.clone())
         } else {
@@ -152,8 +154,9 @@ impl Top {
             Some(ticks) => Box::new(ticks),
             None => Box::new(tokio_stream::pending()),
         };
+        let how = How::new(bounds, connection, &selection);
         if !live {
-            return listen_and(request, format, &bounds, &connection.address, screen, ticks).await;
+            return listen_and(request, format, how, screen, ticks).await;
         }
         let terminal = terminal::Terminal::enter()?;
         let pokes: Pokes = Box::new(ticks.merge(terminal::keys()?));
@@ -161,17 +164,10 @@ impl Top {
         let mut inner = Screen {
             out: &mut *screen.out,
             err: &mut notes.clone(),
-            terminal: true,
+            look: screen.look,
+            err_colored: false,
         };
-        let result = listen_and(
-            request,
-            format,
-            &bounds,
-            &connection.address,
-            &mut inner,
-            pokes,
-        )
-        .await;
+        let result = listen_and(request, format, how, &mut inner, pokes).await;
         drop(terminal);
         screen.say(&notes.all())?;
         result

@@ -4,14 +4,16 @@ use std::process::ExitCode;
 
 use dinle_proto::v1;
 use tokio_stream::Stream;
-use tonic::transport::Uri;
 
 use super::{
     Refused, Screen,
-    args::{Bounds, Connection, EventOutput, Processes, Selection, parse_kind},
+    args::{Bounds, Processes, Selection, parse_kind},
     columns::{EventTable, Words},
-    connect::{HEARTBEAT, answer, connect},
+    connect::{Client, HEARTBEAT, Place, answer, connect},
+    connection::{Connection, Reach},
     json::Json,
+    nodes,
+    output::{self, Output, parse_output},
     pages,
     stream::{Format, View, follow, interrupted},
     top::Poke,
@@ -24,12 +26,9 @@ Events go to standard output, one a line. TIME is UTC, by the node's clock. \
 What else should be known goes to standard error: notes of the agent, losses as they happen, and at the end the books, \
 which say for each kind how many events matched, and that each was delivered or lost.
 
-Exit status: 0 when all went well, also when events were lost and told; 1 when something failed, the agent ended the \
-stream unasked, or the books do not balance; 2 when the agent or the command line refused what was asked for.
-
 Examples:
   dinle watch -n shop -l app=checkout --kinds exec,exit
-  dinle watch --failed --duration 1m -o json | jq .process.comm";
+  dinle watch --failed -o jsonpath='{.workload.pod} {.process.comm}{\"\\n\"}'";
 
 pub(super) const EXECSNOOP_LONG_ABOUT: &str = "\
 Print programs that pods execute, in the columns of bcc's execsnoop, with the pod's name in front.
@@ -47,9 +46,8 @@ pub struct Watch {
     /// Kinds of events, separated with commas: exec, exit, fork, file_open, file_delete, tcp_session, tcp_connect, tcp_reset, tcp_retransmit, block_io, block_latency, drop, drop_count [default: exec and exit; with --binary only exec, with --failed only exit]
     #[arg(long, value_name = "KINDS", value_delimiter = ',', value_parser = parse_kind)]
     kinds: Vec<v1::Kind>,
-    /// How to print: text in columns, with more columns, or protobuf JSON with one event a line
-    #[arg(short, long, value_enum, default_value_t = EventOutput::Table, hide_possible_values = true, value_name = "table|wide|json")]
-    output: EventOutput,
+    #[arg(short, long, help = output::HELP, default_value = "table", value_parser = parse_output, value_name = output::VALUE)]
+    output: Output,
     /// Print no header [default: print it once]
     #[arg(long)]
     no_header: bool,
@@ -79,31 +77,29 @@ impl Watch {
             raw,
             bounds,
             connection,
+            selection,
             kinds: _,
-            selection: _,
             processes: _,
             failed: _,
         } = self;
-        if raw && output != EventOutput::Json {
+        let how = How::new(bounds, connection, &selection);
+        if raw && output != Output::Json {
             return Err(
                 Refused("--raw prints messages as they are; add `-o json`".to_owned()).into(),
             );
         }
-        let wide = match output {
-            EventOutput::Table => false,
-            EventOutput::Wide => true,
-            EventOutput::Json => {
-                let format = if raw {
-                    Format::Raw(Json::of("SubscribeResponse")?)
-                } else {
-                    Format::Json(Json::of("Event")?)
-                };
-                return listen(request, format, &bounds, &connection.address, screen).await;
-            }
-        };
-        let table = EventTable::watch(&kinds, wide, screen.terminal, !no_header);
+        if let Some(json) = output.json("Event", screen)? {
+            let format = if raw {
+                Format::Raw(Json::of("SubscribeResponse")?)
+            } else {
+                Format::Json(json)
+            };
+            return listen(request, format, how, screen).await;
+        }
+        let wide = output.is_wide();
+        let table = EventTable::watch(&kinds, wide, screen.look, !no_header);
         let format = Format::Table(table);
-        listen(request, format, &bounds, &connection.address, screen).await
+        listen(request, format, how, screen).await
     }
 
     pub(super) fn request(&self) -> v1::SubscribeRequest {
@@ -122,7 +118,7 @@ impl Watch {
             &self.selection,
             self.processes.to_proto(self.failed),
             &self.bounds,
-            self.output,
+            &self.output,
         )
     }
 }
@@ -130,9 +126,8 @@ impl Watch {
 /// Arguments of `dinle execsnoop`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Execsnoop {
-    /// How to print: text in columns, with more columns, or protobuf JSON with one event a line
-    #[arg(short, long, value_enum, default_value_t = EventOutput::Table, hide_possible_values = true, value_name = "table|wide|json")]
-    output: EventOutput,
+    #[arg(short, long, help = output::HELP, default_value = "table", value_parser = parse_output, value_name = output::VALUE)]
+    output: Output,
     /// Print no header [default: print it once]
     #[arg(long)]
     no_header: bool,
@@ -193,19 +188,20 @@ impl Execsnoop {
             max_args: max,
             bounds,
             connection,
-            selection: _,
+            selection,
             processes: _,
         } = self;
-        let format = match output {
-            EventOutput::Table | EventOutput::Wide => Format::Table(EventTable::execsnoop(
-                (time == Switch::On, print_uid, output == EventOutput::Wide),
+        let how = How::new(bounds, connection, &selection);
+        let format = match output.json("Event", screen)? {
+            Some(json) => Format::Json(json),
+            None => Format::Table(EventTable::execsnoop(
+                (time == Switch::On, print_uid, output.is_wide()),
                 Words::Bcc { max, quoted },
-                screen.terminal,
+                screen.look,
                 !no_header,
             )),
-            EventOutput::Json => Format::Json(Json::of("Event")?),
         };
-        listen(request, format, &bounds, &connection.address, screen).await
+        listen(request, format, how, screen).await
     }
 
     pub(super) fn request(&self) -> v1::SubscribeRequest {
@@ -214,7 +210,7 @@ impl Execsnoop {
             &self.selection,
             self.processes.to_proto(false),
             &self.bounds,
-            self.output,
+            &self.output,
         )
     }
 }
@@ -224,12 +220,12 @@ pub(super) fn request(
     selection: &Selection,
     filter: v1::Filter,
     bounds: &Bounds,
-    output: EventOutput,
+    output: &Output,
 ) -> v1::SubscribeRequest {
-    let identity_mode = match output {
-        // A table needs each name once, not with every event.
-        EventOutput::Table | EventOutput::Wide => v1::IdentityMode::ByReference,
-        EventOutput::Json => v1::IdentityMode::Inline,
+    // A table needs each name once, not with every event.
+    let identity_mode = match output.is_json() {
+        true => v1::IdentityMode::Inline,
+        false => v1::IdentityMode::ByReference,
     };
     let mut request = v1::SubscribeRequest {
         selector: Some(selection.to_proto()),
@@ -243,44 +239,96 @@ pub(super) fn request(
     request
 }
 
+/// What is to be done with a request.
+pub(super) struct How {
+    pub(super) bounds: Bounds,
+    pub(super) connection: Connection,
+    /// Every namespace was asked for, and not just left open.
+    pub(super) all_namespaces: bool,
+}
+
+impl How {
+    pub(super) fn new(bounds: Bounds, connection: Connection, selection: &Selection) -> Self {
+        Self {
+            bounds,
+            connection,
+            all_namespaces: selection.all_namespaces(),
+        }
+    }
+}
+
 /// Asks for the stream and prints it, or asks what it would be.
 pub(super) async fn listen(
     request: v1::SubscribeRequest,
     format: Format,
-    bounds: &Bounds,
-    address: &Uri,
+    how: How,
     screen: &mut Screen<'_>,
 ) -> anyhow::Result<ExitCode> {
-    let none = tokio_stream::pending();
-    listen_and(request, format, bounds, address, screen, none).await
+    listen_and(request, format, how, screen, tokio_stream::pending()).await
 }
 
 /// The same, with `pokes` for the printer.
 pub(super) async fn listen_and(
     request: v1::SubscribeRequest,
     format: Format,
-    bounds: &Bounds,
-    address: &Uri,
+    how: How,
     screen: &mut Screen<'_>,
     pokes: impl Stream<Item = Poke>,
 ) -> anyhow::Result<ExitCode> {
-    let mut client = connect(address).await?;
-    if bounds.explain {
-        let request = v1::ExplainRequest {
-            request: Some(request),
-        };
-        let v1::ExplainResponse { plan } = answer(address, client.explain(request)).await?;
-        let plan = plan.unwrap_or_default();
-        match format {
-            Format::Table(_) | Format::Custom(_) => pages::plan(&plan, screen.out)?,
-            Format::Json(_) | Format::Raw(_) => Json::of("Plan")?.line(&plan, screen.out)?,
+    let How {
+        bounds,
+        connection,
+        all_namespaces,
+    } = how;
+    let address = match connection.reach().await? {
+        Reach::Agent(address) => address,
+        Reach::Cluster(cluster) => {
+            let asked = nodes::Asked {
+                request,
+                bounds,
+                all_namespaces,
+            };
+            return nodes::listen(&cluster, asked, format, screen, pokes).await;
         }
+    };
+    let mut client = connect(&address).await?;
+    let place = Place::At(address);
+    if bounds.explain {
+        let plan = explained(&mut client, &place, request).await?;
+        print_plan(&plan, &format, screen)?;
         return Ok(ExitCode::SUCCESS);
     }
     // Before the stream, so that no interruption is missed.
     let stop = interrupted()?;
-    let messages = answer(address, client.subscribe(request)).await?;
+    let messages = answer(&place, client.subscribe(request)).await?;
     let mut view = View::new(format);
     let ending = follow(messages, stop, pokes, &mut view, screen).await?;
-    view.finish(ending, address, screen)
+    view.finish(ending, &place, screen)
+}
+
+/// What an agent would do.
+pub(super) async fn explained(
+    client: &mut Client,
+    place: &Place,
+    request: v1::SubscribeRequest,
+) -> anyhow::Result<v1::Plan> {
+    let request = v1::ExplainRequest {
+        request: Some(request),
+    };
+    let v1::ExplainResponse { plan } = answer(place, client.explain(request)).await?;
+    Ok(plan.unwrap_or_default())
+}
+
+/// Prints that.
+pub(super) fn print_plan(
+    plan: &v1::Plan,
+    format: &Format,
+    screen: &mut Screen<'_>,
+) -> anyhow::Result<()> {
+    match format {
+        Format::Table(_) | Format::Custom(_) => pages::plan(plan, screen.look.uncut(), screen.out)?,
+        // A template says something of events, and this is none.
+        Format::Json(_) | Format::Raw(_) => Json::of("Plan")?.line(plan, screen.out)?,
+    }
+    Ok(())
 }

@@ -6,9 +6,11 @@ use dinle_proto::v1;
 
 use super::{
     Screen,
-    args::{Connection, Output, Selection},
-    connect::{answer, connect},
-    json::Json,
+    args::Selection,
+    connect::{Client, Place, answer, connect},
+    connection::{Connection, Reach},
+    nodes::{every, in_context},
+    output::{self, Output, parse_output},
     pages,
 };
 
@@ -25,8 +27,7 @@ Examples:
 /// Arguments of `dinle workloads`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Workloads {
-    /// How to print: text in columns, or protobuf JSON with one workload a line
-    #[arg(short, long, value_enum, default_value_t = Output::Table, hide_possible_values = true, value_name = "table|json")]
+    #[arg(short, long, help = output::HELP, default_value = "table", value_parser = parse_output, value_name = output::VALUE)]
     output: Output,
     #[command(flatten)]
     selection: Selection,
@@ -39,26 +40,50 @@ impl Workloads {
         let Self {
             output,
             selection,
-            connection: Connection { address },
+            connection,
         } = self;
-        let mut client = connect(&address).await?;
-        let request = v1::ListWorkloadsRequest {
-            selector: Some(selection.to_proto()),
+        let json = output.json("Workload", screen)?;
+        let selector = selection.to_proto();
+        let list = async |client: &mut Client, place: &Place, selector: v1::Selector| {
+            let request = v1::ListWorkloadsRequest {
+                selector: Some(selector),
+            };
+            let answer = answer(place, client.list_workloads(request)).await?;
+            anyhow::Ok(answer.workloads)
         };
-        let v1::ListWorkloadsResponse { workloads } =
-            answer(&address, client.list_workloads(request)).await?;
-        match output {
-            Output::Table => pages::workloads(&workloads, screen.out)?,
-            Output::Json => {
-                let json = Json::of("Workload")?;
+        let (workloads, code) = match connection.reach().await? {
+            Reach::Agent(address) => {
+                let mut client = connect(&address).await?;
+                let listed = list(&mut client, &Place::At(address), selector).await?;
+                (listed, ExitCode::SUCCESS)
+            }
+            Reach::Cluster(cluster) => {
+                let selector = in_context(selector, selection.all_namespaces(), &cluster);
+                let ask = async |client: &mut Client, place: &Place| {
+                    list(client, place, selector.clone()).await
+                };
+                let (lists, code) = every(&cluster, &selector, screen, ask).await?;
+                (lists.concat(), code)
+            }
+        };
+        match json {
+            None => {
+                let look = if output.is_wide() {
+                    screen.look.uncut()
+                } else {
+                    screen.look
+                };
+                pages::workloads(&workloads, output.is_wide(), look, screen.out)?;
+            }
+            Some(json) => {
                 for workload in &workloads {
                     json.line(workload, screen.out)?;
                 }
             }
         }
         if workloads.is_empty() {
-            screen.say("no workload on this node matches")?;
+            screen.say("no workload matches")?;
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(code)
     }
 }

@@ -11,11 +11,12 @@ use dinle_proto::{
     v1::{self, event::Detail, subscribe_response::Message},
 };
 use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
-use tonic::{Request, Response, Status, transport::Uri};
+use tonic::{Request, Response, Status};
 
 use super::{
     super::{
         columns::EventTable,
+        connect::Place,
         pages::tests::{a_plan, both_capabilities},
         stream::{Ending, Format, View, follow},
     },
@@ -121,7 +122,8 @@ async fn run(fake: &Fake, line: &str) -> Printed {
     let mut screen = Screen {
         out: &mut out,
         err: &mut err,
-        terminal: false,
+        look: Look::default(),
+        err_colored: false,
     };
     let result = run_on(command, &mut screen).await;
     Printed {
@@ -414,6 +416,39 @@ async fn json_has_a_line_for_each_event_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_template_says_what_is_printed_of_each_event() {
+    let line = r#"watch -o jsonpath={.exec.filename}:{.process.pid}{"\n"}"#;
+    let Printed { out, err, result } = run(&scripted(a_stream()), line).await;
+    assert_eq!(out, "/bin/ls:1\n/bin/ls:2\n/bin/ls:3\n/bin/ls:4\n");
+    assert!(err.starts_with(WARNINGS), "{err}");
+    assert_eq!(result.expect("fine"), ExitCode::SUCCESS);
+    let Printed { out, .. } = run(
+        &Fake::default(),
+        "workloads -o jsonpath={.pod}/{.container}",
+    )
+    .await;
+    assert_eq!(out, "web-0/app");
+    let Printed { out, .. } = run(&Fake::default(), "status -o jsonpath={.status.node}").await;
+    assert_eq!(out, "node-1");
+}
+
+#[tokio::test]
+async fn a_template_of_what_no_event_has_is_refused_before_anything_is_asked() {
+    for line in [
+        "watch -o jsonpath={.exec.filname}",
+        "execsnoop -o jsonpath={.exec.filname}",
+        "opensnoop -o jsonpath={.exec.filname}",
+    ] {
+        let fake = scripted(a_stream());
+        let Printed { out, err, result } = run(&fake, line).await;
+        let refusal = "-o jsonpath: Exec has no field `filname`; it has filename, ";
+        assert!(out.is_empty() && err.starts_with(refusal), "{line}: {err}");
+        assert_eq!(result.expect("told"), ExitCode::from(EXIT_USAGE));
+        assert!(fake.asked.lock().expect("not poisoned").is_empty());
+    }
+}
+
+#[tokio::test]
 async fn raw_json_has_a_line_for_each_message() {
     let Printed { out, .. } = run(&scripted(a_stream()), "watch -o json --raw").await;
     let kinds: Vec<_> = out
@@ -465,15 +500,15 @@ async fn an_ending_that_nobody_asked_for_is_a_failure() {
     let table = [
         (
             vec![plan(), Ok(heartbeat(0, 0, v1::EndReason::Shutdown))],
-            "the agent at http://AGENT/ shuts down",
+            "the agent at http://AGENT shuts down",
         ),
         (
             vec![plan(), Ok(heartbeat(0, 0, v1::EndReason::Unspecified))],
-            "the stream from the agent at http://AGENT/ ended without its last books; was the agent killed?",
+            "the stream from the agent at http://AGENT ended without its last books; was the agent killed?",
         ),
         (
             vec![plan(), Err(Status::permission_denied("not any more"))],
-            "the agent at http://AGENT/ refused: not any more (PermissionDenied)",
+            "the agent at http://AGENT refused: not any more (PermissionDenied)",
         ),
     ];
     for (script, expected) in table {
@@ -517,6 +552,9 @@ async fn workloads_are_listed() {
         "NODE   NAMESPACE POD   CONTAINER OWNER           STATE     CGROUP\n\
          node-1 shop      web-0 app       statefulset/web container /kubepods/a\n"
     );
+    let Printed { out, .. } = run(&fake, "workloads -o wide").await;
+    let names = "NODE NAMESPACE POD CONTAINER OWNER STATE CONTAINER-ID IMAGE CGROUP";
+    assert_eq!(squeezed(&out)[0], names);
     let Printed { out, .. } = run(&fake, "workloads -o json").await;
     assert_eq!(
         out,
@@ -527,10 +565,7 @@ async fn workloads_are_listed() {
         )
     );
     let Printed { out, err, .. } = run(&fake, "workloads -n other -o json").await;
-    assert_eq!(
-        (out.as_str(), err.as_str()),
-        ("", "no workload on this node matches\n")
-    );
+    assert_eq!((out.as_str(), err.as_str()), ("", "no workload matches\n"));
 }
 
 #[tokio::test]
@@ -572,7 +607,8 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
         let mut screen = Screen {
             out: &mut Closed,
             err: &mut err,
-            terminal: false,
+            look: Look::default(),
+            err_colored: false,
         };
         let result = run_on(parse(&arguments).expect(line), &mut screen).await;
         assert_eq!(result.expect(line), ExitCode::SUCCESS, "{line}");
@@ -590,9 +626,10 @@ async fn followed(
     let mut screen = Screen {
         out: &mut out,
         err: &mut err,
-        terminal: false,
+        look: Look::default(),
+        err_colored: false,
     };
-    let table = EventTable::watch(&[v1::Kind::Exec], false, false, false);
+    let table = EventTable::watch(&[v1::Kind::Exec], false, Look::default(), false);
     let mut view = View::new(Format::Table(table));
     let ending: Ending = follow(
         messages,
@@ -603,7 +640,7 @@ async fn followed(
     )
     .await
     .expect("a Vec takes all");
-    let result = view.finish(ending, &Uri::from_static("http://node-1:4380"), &mut screen);
+    let result = view.finish(ending, &Place::On("node-1".to_owned()), &mut screen);
     Printed {
         out: String::from_utf8(out).expect("UTF-8"),
         err: String::from_utf8(err).expect("UTF-8"),

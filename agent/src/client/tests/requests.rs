@@ -86,6 +86,13 @@ fn each_flag_fills_its_field() {
             selecting(|s| s.namespaces = texts(&["shop", "bank", "other"])),
         ),
         (
+            "watch -p db-* web-1 deploy/checkout pod/web-2",
+            selecting(|s| {
+                s.pods = texts(&["db-*", "web-1", "web-2"]);
+                s.owners = texts(&["deploy/checkout"]);
+            }),
+        ),
+        (
             "watch -l app=checkout,!canary",
             selecting(|s| s.label_selector = "app=checkout,!canary".to_owned()),
         ),
@@ -161,6 +168,13 @@ fn each_flag_fills_its_field() {
             },
         ),
         ("watch -o wide", default()),
+        (
+            "watch -o jsonpath={.process.comm}",
+            v1::SubscribeRequest {
+                identity_mode: inline,
+                ..default()
+            },
+        ),
         ("execsnoop", only(v1::Kind::Exec)),
         (
             "execsnoop -o json -T -U -q --max-args 3",
@@ -264,16 +278,49 @@ fn arguments_that_cannot_be_are_refused() {
             "there is no such kind; there are exec, exit, fork, file_open",
         ),
         ("watch --failed --binary x", "cannot be used with"),
-        ("watch --host only", "unexpected argument 'only'"),
+        ("watch --host only", "cannot be used with"),
         ("watch -o yaml", "invalid value 'yaml'"),
-        ("watch --address https://x", "only `http://` works"),
+        ("watch --address ftp://x", "there are `http://host:port`"),
+        (
+            "watch --address unix:x",
+            "write the whole path of the socket",
+        ),
+        (
+            "watch --address x --tls-ca f",
+            "--tls-ca is for an address with TLS",
+        ),
+        (
+            "watch --address https://x --tls-client-cert f",
+            "--tls-client-key",
+        ),
         ("pktdrop --samples -i 10s", "cannot be used with"),
         ("pktdrop --port 0", "0 is not in 1.."),
         ("execsnoop -x", "unexpected argument '-x'"),
         ("execsnoop --max-args 0", "0 would leave nothing"),
         ("tcplife -x --min-duration 1s", "cannot be used with"),
         ("tcplife -L 0", "0 is not in 1..=65535"),
-        ("workloads -o wide", "invalid value 'wide'"),
+        (
+            "workloads -o name",
+            "there are table|wide|json|jsonpath=TEMPLATE",
+        ),
+        (
+            "watch -o jsonpath=.process.comm",
+            "it names no field; put a path in braces",
+        ),
+        ("watch -o jsonpath={.process", "has no closing brace"),
+        ("status -o jsonpath={status}", "it begins with a dot"),
+        (
+            "watch --kube --address n1",
+            "--address names one agent, and --kube asks those of a cluster: leave one of them out",
+        ),
+        (
+            "top disk --address n1 --kube-context c",
+            "and --kube-context asks",
+        ),
+        (
+            "selftest --kubeconfig f --address n1",
+            "and --kubeconfig asks",
+        ),
     ];
     for (line, expected) in table {
         let arguments: Vec<_> = line.split(' ').collect();
@@ -319,7 +366,7 @@ fn help_is_worth_reading() {
         .and_then(|argument| argument.get_help())
         .map(ToString::to_string)
         .expect("help of --kinds");
-    for kind in text::all_kinds().map(text::kind_name) {
+    for kind in text::all_kinds().map(v1::Kind::name) {
         assert!(kinds.contains(&kind), "{kind} is missing in: {kinds}");
     }
 }

@@ -238,7 +238,7 @@ impl Biolatency {
             (Some(_), false) => Drawn::Anew,
             (Some(_), true) => Drawn::All,
         };
-        if drawing == Drawn::AtTheEnd && screen.terminal {
+        if drawing == Drawn::AtTheEnd && screen.look.is_terminal() {
             screen.say("adding up; interrupt with Ctrl-C to see it")?;
         }
         let format = Format::Custom(Box::new(Drawing::new(drawing)));

@@ -7,7 +7,7 @@ use dinle_proto::v1::{self, event::Detail};
 use super::Common;
 use crate::client::{
     Screen,
-    args::{EventOutput, Processes, string_match},
+    args::{Processes, string_match},
     columns::{COMM, Column, KIND, PARENT, PID, PPID, Seen, UID, column},
     text::{self, NONE},
 };
@@ -139,7 +139,7 @@ const MODE: Column = column("MODE", 5, 5, |seen| {
     };
     cell(seen, mode, none)
 });
-const METHOD: Column = column("METHOD", 8, 13, |seen| cell(seen, none, method));
+const METHOD: Column = column("METHOD", 13, 13, |seen| cell(seen, none, method));
 const SIZE: Column = column("SIZE", 6, 6, |seen| {
     let size = |delete: &v1::FileDelete| delete.size_before.map_or(NONE.to_owned(), text::size);
     cell(seen, none, size)
@@ -267,7 +267,7 @@ impl Opensnoop {
             columns.push(FLAGS);
         }
         // The path may be long, and is last.
-        if common.output == EventOutput::Wide {
+        if common.output.is_wide() {
             columns.extend([PPID, PARENT, MODE, INODE, DEVICE]);
         }
         columns.push(PATH);
@@ -305,7 +305,7 @@ impl Filesnoop {
         } else {
             columns.extend([KIND, METHOD, FLAGS, ERR, SIZE]);
         }
-        if common.output == EventOutput::Wide {
+        if common.output.is_wide() {
             columns.extend([PPID, UID, INODE, DEVICE, FROM, ARGS]);
         }
         columns.push(PATH);

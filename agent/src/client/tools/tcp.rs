@@ -83,6 +83,14 @@ pub(in crate::client) fn retransmit_summary(retransmit: &v1::TcpRetransmit) -> S
     )
 }
 
+/// How a connect that failed ended.
+pub(in crate::client) fn end_of_connect(connect: &v1::TcpConnect) -> String {
+    match connect.error {
+        0 => "GAVE_UP".to_owned(),
+        error => text::errno(error),
+    }
+}
+
 /// How a session ended, or that it goes on.
 fn end_of(session: &v1::TcpSession) -> String {
     if session.open {
@@ -179,10 +187,7 @@ const MS: Column = column("MS", 9, 16, |seen| match &seen.event.detail {
 });
 const END: Column = column("END", 12, 16, |seen| match &seen.event.detail {
     Some(Detail::TcpSession(session)) => end_of(session),
-    Some(Detail::TcpConnect(connect)) => match connect.error {
-        0 => "GAVE_UP".to_owned(),
-        error => text::errno(error),
-    },
+    Some(Detail::TcpConnect(connect)) => end_of_connect(connect),
     _ => NONE.to_owned(),
 });
 const RPOD: Column = column("RPOD", 4, 64, |seen| {
@@ -242,10 +247,10 @@ const BYTES: Column = column("BYTES", 5, 10, |seen| match &seen.event.detail {
     _ => NONE.to_owned(),
 });
 
-/// Which connections.
+/// Which connections, and of which processes.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Filters")]
-struct Ports {
+struct Connections {
     /// Only these ports of the pod's own end; repeat it or separate with commas [default: any port]
     #[arg(short = 'L', long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=65535))]
     local_port: Vec<u32>,
@@ -255,20 +260,23 @@ struct Ports {
     /// Only these ports of either end; repeat it or separate with commas [default: any port]
     #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=65535))]
     port: Vec<u32>,
+    #[command(flatten)]
+    processes: Processes,
 }
 
-impl Ports {
-    fn of(&self, filter: v1::Filter) -> v1::Filter {
+impl Connections {
+    fn filter(&self) -> v1::Filter {
         let Self {
             local_port,
             remote_port,
             port,
+            processes,
         } = self;
         v1::Filter {
             ports: port.clone(),
             local_ports: local_port.clone(),
             remote_ports: remote_port.clone(),
-            ..filter
+            ..processes.to_proto(false)
         }
     }
 }
@@ -286,9 +294,7 @@ pub struct Tcplife {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     interval: Option<prost_types::Duration>,
     #[command(flatten)]
-    ports: Ports,
-    #[command(flatten)]
-    processes: Processes,
+    connections: Connections,
     #[command(flatten)]
     common: Common,
 }
@@ -299,8 +305,7 @@ impl Tcplife {
             failed,
             min_duration,
             interval,
-            ports,
-            processes,
+            connections,
             common,
         } = self;
         let kinds: &[v1::Kind] = match (failed, min_duration) {
@@ -310,7 +315,7 @@ impl Tcplife {
         };
         let filter = v1::Filter {
             min_duration: *min_duration,
-            ..ports.of(processes.to_proto(false))
+            ..connections.filter()
         };
         v1::SubscribeRequest {
             interval: *interval,
@@ -332,9 +337,7 @@ impl Tcplife {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Tcpreset {
     #[command(flatten)]
-    ports: Ports,
-    #[command(flatten)]
-    processes: Processes,
+    connections: Connections,
     #[command(flatten)]
     common: Common,
 }
@@ -342,11 +345,10 @@ pub struct Tcpreset {
 impl Tcpreset {
     pub(in crate::client) fn request(&self) -> v1::SubscribeRequest {
         let Self {
-            ports,
-            processes,
+            connections,
             common,
         } = self;
-        common.request(&[v1::Kind::TcpReset], ports.of(processes.to_proto(false)))
+        common.request(&[v1::Kind::TcpReset], connections.filter())
     }
 
     pub(in crate::client) async fn run(self, screen: &mut Screen<'_>) -> anyhow::Result<ExitCode> {
@@ -361,9 +363,7 @@ impl Tcpreset {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Tcpretrans {
     #[command(flatten)]
-    ports: Ports,
-    #[command(flatten)]
-    processes: Processes,
+    connections: Connections,
     #[command(flatten)]
     common: Common,
 }
@@ -371,14 +371,10 @@ pub struct Tcpretrans {
 impl Tcpretrans {
     pub(in crate::client) fn request(&self) -> v1::SubscribeRequest {
         let Self {
-            ports,
-            processes,
+            connections,
             common,
         } = self;
-        common.request(
-            &[v1::Kind::TcpRetransmit],
-            ports.of(processes.to_proto(false)),
-        )
+        common.request(&[v1::Kind::TcpRetransmit], connections.filter())
     }
 
     pub(in crate::client) async fn run(self, screen: &mut Screen<'_>) -> anyhow::Result<ExitCode> {
@@ -431,7 +427,7 @@ mod tests {
 
     /// What is printed of these behind TIME to CONTAINER, with runs of spaces made one.
     fn printed(columns: Vec<Column>, details: Vec<Detail>) -> Vec<String> {
-        let mut table = EventTable::tool(columns, false, true);
+        let mut table = EventTable::tool(columns, crate::client::look::Look::default(), true);
         let mut out = Vec::new();
         table.header(&mut out).expect("a Vec takes all");
         for detail in details {

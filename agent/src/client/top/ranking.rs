@@ -17,7 +17,7 @@ use super::{
 };
 use crate::client::{
     columns::Who,
-    stream::Printer,
+    stream::{self, Printer},
     text::{self, NONE},
 };
 
@@ -157,6 +157,12 @@ impl Ranking {
         self.order();
     }
 
+    fn tick(&mut self) {
+        let now = Instant::now();
+        let took = now - std::mem::replace(&mut self.since, now);
+        self.turn(took, Some(SystemTime::now().into()));
+    }
+
     fn order(&mut self) {
         let texts = self.texts();
         let Self {
@@ -282,13 +288,7 @@ impl Printer for Ranking {
         if !self.subject.in_snapshots() {
             return Ok(());
         }
-        let time = |time: &Option<prost_types::Timestamp>| {
-            time.and_then(|time| SystemTime::try_from(time).ok())
-        };
-        let took = time(&snapshot.start)
-            .zip(time(&snapshot.end))
-            .and_then(|(start, end)| end.duration_since(start).ok());
-        self.turn(took.unwrap_or_default(), snapshot.end);
+        self.turn(stream::length(snapshot), snapshot.end);
         self.print(out)
     }
 
@@ -296,11 +296,7 @@ impl Printer for Ranking {
         let columns = self.names().len();
         match poke {
             Poke::Quit => return Ok(ControlFlow::Break(())),
-            Poke::Tick => {
-                let now = Instant::now();
-                let took = now - std::mem::replace(&mut self.since, now);
-                self.turn(took, Some(SystemTime::now().into()));
-            }
+            Poke::Tick => self.tick(),
             Poke::Left => self.sort = (self.sort + columns - 1) % columns,
             Poke::Right => self.sort = (self.sort + 1) % columns,
             Poke::Reverse => self.reversed = !self.reversed,
@@ -309,5 +305,14 @@ impl Printer for Ranking {
         self.order();
         self.print(out)?;
         Ok(ControlFlow::Continue(()))
+    }
+
+    fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        // What came since the last table; snapshots were printed as they came.
+        if self.sums.is_empty() || matches!(self.output, Output::Terminal(_)) {
+            return Ok(());
+        }
+        self.tick();
+        self.print(out)
     }
 }

@@ -16,6 +16,10 @@ pub(super) struct Number {
     pub(super) print: fn(f64) -> String,
 }
 
+const fn number(name: &'static str, print: fn(f64) -> String) -> Number {
+    Number { name, print }
+}
+
 /// What is ranked. Sums are added up by the cells of its columns of text, and shown as numbers.
 pub(super) trait Subject {
     fn name(&self) -> &'static str;
@@ -90,26 +94,11 @@ impl Subject for Disk {
 
     fn numbers(&self) -> &'static [Number] {
         const NUMBERS: &[Number] = &[
-            Number {
-                name: "BYTES/s",
-                print: bytes,
-            },
-            Number {
-                name: "REQ/s",
-                print: count,
-            },
-            Number {
-                name: "AVG(ms)",
-                print: milliseconds,
-            },
-            Number {
-                name: "P99(ms)",
-                print: milliseconds,
-            },
-            Number {
-                name: "QUE(ms)",
-                print: milliseconds,
-            },
+            number("BYTES/s", bytes),
+            number("REQ/s", count),
+            number("AVG(ms)", milliseconds),
+            number("P99(ms)", milliseconds),
+            number("QUE(ms)", milliseconds),
         ];
         NUMBERS
     }
@@ -186,30 +175,12 @@ impl Subject for Tcp {
 
     fn numbers(&self) -> &'static [Number] {
         const NUMBERS: &[Number] = &[
-            Number {
-                name: "BYTES/s",
-                print: bytes,
-            },
-            Number {
-                name: "SENT/s",
-                print: bytes,
-            },
-            Number {
-                name: "RECV/s",
-                print: bytes,
-            },
-            Number {
-                name: "SESSIONS",
-                print: whole,
-            },
-            Number {
-                name: "RETRANS",
-                print: whole,
-            },
-            Number {
-                name: "RTT(ms)",
-                print: milliseconds,
-            },
+            number("BYTES/s", bytes),
+            number("SENT/s", bytes),
+            number("RECV/s", bytes),
+            number("SESSIONS", whole),
+            number("RETRANS", whole),
+            number("RTT(ms)", milliseconds),
         ];
         NUMBERS
     }
@@ -316,22 +287,10 @@ impl Subject for Files {
 
     fn numbers(&self) -> &'static [Number] {
         const NUMBERS: &[Number] = &[
-            Number {
-                name: "OPENS/s",
-                print: count,
-            },
-            Number {
-                name: "WRITES/s",
-                print: count,
-            },
-            Number {
-                name: "FAILED/s",
-                print: count,
-            },
-            Number {
-                name: "DELETED/s",
-                print: count,
-            },
+            number("OPENS/s", count),
+            number("WRITES/s", count),
+            number("FAILED/s", count),
+            number("DELETED/s", count),
         ];
         NUMBERS
     }

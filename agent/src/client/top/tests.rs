@@ -207,6 +207,31 @@ fn session(direction: v1::TcpDirection, port: u32, sent: u64, open: bool) -> v1:
 }
 
 #[test]
+fn what_came_after_the_last_interval_is_printed_at_the_end() {
+    let mut ranking = lines(Box::new(Files), None);
+    let mut out = Vec::new();
+    _ = ranking.poke(Poke::Tick, &mut out).expect("a Vec takes all");
+    out.clear();
+    let open = event(Detail::FileOpen(v1::FileOpen {
+        path: "/var/log/app.log".to_owned(),
+        ..Default::default()
+    }));
+    ranking
+        .event(&open, &who("web"), &mut out)
+        .expect("a Vec takes all");
+    assert!(out.is_empty(), "the interval goes on");
+    ranking.end(&mut out).expect("a Vec takes all");
+    let printed = squeezed(&out);
+    assert!(
+        printed[1].contains("web app /var/log/app.log"),
+        "{printed:?}"
+    );
+    out.clear();
+    ranking.end(&mut out).expect("a Vec takes all");
+    assert!(out.is_empty(), "nothing came since then");
+}
+
+#[test]
 fn sessions_count_what_they_did_since_the_last_report() {
     use v1::TcpDirection::{Accept, Connect};
     let mut tcp = Tcp::default();

@@ -1,0 +1,625 @@
+//! The agents of a cluster's nodes, as if they were one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    pin::pin,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::anyhow;
+use dinle_proto::v1::{self, subscribe_response::Message};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+};
+use tokio_stream::{Stream, StreamExt as _};
+
+use super::{
+    EXIT_PARTLY, Refused, Screen,
+    args::Bounds,
+    connect::{Client, Place, SILENCE_MAX, answer, client_on},
+    look::Tone,
+    stream::{Ending, Format, StreamId, View, interrupted},
+    text,
+    top::Poke,
+    watch::{explained, print_plan},
+};
+use crate::cluster::{Agent, Agents, Cluster, Known, Nodes};
+
+/// How long the API server may take for its first lists.
+const LISTS_MAX: Duration = Duration::from_secs(20);
+/// How long to wait before a node is tried again: at first, and at most.
+const RETRY: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// How often events that are in order by now are looked for.
+const RELEASE: Duration = Duration::from_millis(100);
+/// Messages that wait for the printer. When there are more, agents keep them.
+const INBOX: usize = 256;
+/// How much later than the agents this client ends by itself.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How often agents send their books where a number of events was asked for: with that many, the next books are waited for.
+const SOON: Duration = Duration::from_secs(1);
+
+/// What is asked of each of them.
+pub(super) struct Asked {
+    pub(super) request: v1::SubscribeRequest,
+    pub(super) bounds: Bounds,
+    /// Every namespace was asked for, and not just left open.
+    pub(super) all_namespaces: bool,
+}
+
+/// Nodes that matter, and where their agents are.
+struct Wanted {
+    agents: Agents,
+    /// `None`: every node that has an agent.
+    nodes: Option<Nodes>,
+}
+
+impl Wanted {
+    /// Looks, and waits until there is something to see.
+    async fn look(cluster: &Cluster, selector: &v1::Selector) -> anyhow::Result<Self> {
+        let nodes = cluster.nodes(selector).map_err(Refused)?;
+        let mut wanted = Self {
+            agents: cluster.agents(),
+            nodes,
+        };
+        let lists = async {
+            first(&mut wanted.agents).await?;
+            match &mut wanted.nodes {
+                Some(nodes) => first(nodes).await,
+                None => Ok(()),
+            }
+        };
+        match timeout(LISTS_MAX, lists).await {
+            Ok(listed) => listed.map_err(anyhow::Error::msg)?,
+            Err(_) => anyhow::bail!(
+                "the API server did not list pods within {} s",
+                LISTS_MAX.as_secs()
+            ),
+        }
+        if wanted.agents.borrow().value.is_empty() {
+            anyhow::bail!("{}", cluster.no_agents());
+        }
+        Ok(wanted)
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        match &self.nodes {
+            Some(nodes) => nodes.borrow().value.clone(),
+            None => self.agents.borrow().value.keys().cloned().collect(),
+        }
+    }
+
+    /// What keeps either from being up to date.
+    fn faults(&self) -> Vec<String> {
+        let of_agents = self.agents.borrow().fault.clone();
+        let of_nodes = self
+            .nodes
+            .as_ref()
+            .and_then(|nodes| nodes.borrow().fault.clone());
+        of_agents.into_iter().chain(of_nodes).collect()
+    }
+
+    async fn changed(&mut self) {
+        let Self { agents, nodes } = self;
+        let of_nodes = async {
+            match nodes {
+                Some(nodes) => nodes.changed().await.is_ok(),
+                None => pending().await,
+            }
+        };
+        let alive = tokio::select! {
+            changed = agents.changed() => changed.is_ok(),
+            alive = of_nodes => alive,
+        };
+        if !alive {
+            // What follows them is gone only with the runtime.
+            pending().await
+        }
+    }
+}
+
+/// Waits for the first list.
+pub(super) async fn first<T>(
+    known: &mut tokio::sync::watch::Receiver<Known<T>>,
+) -> Result<(), String> {
+    let listed = known
+        .wait_for(|known| known.synced || known.fault.is_some())
+        .await;
+    match listed {
+        Ok(known) if !known.synced => Err(known.fault.clone().unwrap_or_default()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The client of a node's agent; or why there is none.
+async fn reach(cluster: &Cluster, node: &str, agents: &Agents) -> Result<Client, String> {
+    let agent: Option<Agent> = agents.borrow().value.get(node).cloned();
+    let agent = agent.ok_or("no agent runs there")?;
+    if !agent.ready {
+        let Agent { namespace, pod, .. } = agent;
+        return Err(format!("its agent, pod {namespace}/{pod}, is not ready"));
+    }
+    Ok(client_on(cluster.dial(&agent).await?))
+}
+
+/// The client of a node's agent, once that is ready.
+pub(super) async fn of_node(
+    cluster: &Cluster,
+    node: &str,
+    deadline: Instant,
+) -> anyhow::Result<Client> {
+    let mut agents = cluster.agents();
+    first(&mut agents).await.map_err(anyhow::Error::msg)?;
+    loop {
+        let why = match reach(cluster, node, &agents).await {
+            Ok(client) => return Ok(client),
+            Err(why) => why,
+        };
+        if Instant::now() >= deadline {
+            anyhow::bail!("node {node}: {why}");
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// Asks the agent of each node that matters once. Which nodes did not answer is told, and makes for the exit status.
+pub(super) async fn every<T>(
+    cluster: &Cluster,
+    selector: &v1::Selector,
+    screen: &mut Screen<'_>,
+    ask: impl AsyncFn(&mut Client, &Place) -> anyhow::Result<T>,
+) -> anyhow::Result<(Vec<T>, ExitCode)> {
+    let wanted = Wanted::look(cluster, selector).await?;
+    let mut answers = Vec::new();
+    let mut silent = 0;
+    for node in wanted.names() {
+        let place = Place::On(node.clone());
+        let answered = match reach(cluster, &node, &wanted.agents).await {
+            Ok(mut client) => ask(&mut client, &place).await,
+            Err(why) => Err(anyhow!(why)),
+        };
+        match answered {
+            Ok(answer) => answers.push(answer),
+            Err(error) if error.is::<Refused>() => return Err(error),
+            Err(error) => {
+                silent += 1;
+                screen.tell(Tone::Alarm, &format!("{node}: {error:#}"))?;
+            }
+        }
+    }
+    if answers.is_empty() && silent > 0 {
+        anyhow::bail!("no node answered");
+    }
+    let code = match silent {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::from(EXIT_PARTLY),
+    };
+    Ok((answers, code))
+}
+
+/// The selector with the namespace that is meant where none is named.
+pub(super) fn in_context(
+    mut selector: v1::Selector,
+    all_namespaces: bool,
+    cluster: &Cluster,
+) -> v1::Selector {
+    let pods = selector.host_processes() != v1::HostProcesses::Only;
+    if pods && selector.namespaces.is_empty() && !all_namespaces {
+        selector.namespaces = vec![cluster.namespace().to_owned()];
+    }
+    selector
+}
+
+/// What a node's attendant tells.
+enum Said {
+    /// The stream began.
+    Began,
+    Message(Box<v1::SubscribeResponse>),
+    /// It broke.
+    Broke(String),
+    /// There is no way to the agent.
+    Lacking(String),
+    /// It ended as was asked for.
+    Over,
+    /// The agent will not have such a request.
+    Refused(anyhow::Error),
+}
+
+/// A node, as it is known here.
+#[derive(Default)]
+struct Node {
+    stream: Option<StreamId>,
+    /// When it was heard last.
+    last: Option<(SystemTime, Instant)>,
+    /// It was heard, and is not since then.
+    silent: Option<(SystemTime, Instant)>,
+    /// Why it is not, as told last.
+    why: String,
+    over: bool,
+}
+
+/// Prints the events of all nodes that matter as one stream, until somebody ends it.
+pub(super) async fn listen(
+    cluster: &Cluster,
+    asked: Asked,
+    format: Format,
+    screen: &mut Screen<'_>,
+    pokes: impl Stream<Item = Poke>,
+) -> anyhow::Result<ExitCode> {
+    let Asked {
+        mut request,
+        bounds,
+        all_namespaces,
+    } = asked;
+    if matches!(format, Format::Raw(_)) {
+        let raw = "--raw prints the messages of one agent; name it with --address, without --kube";
+        return Err(Refused(raw.to_owned()).into());
+    }
+    let selector = request.selector.take().unwrap_or_default();
+    let selector = in_context(selector, all_namespaces, cluster);
+    request.selector = Some(selector.clone());
+    if bounds.count.is_some() {
+        request.heartbeat_interval = prost_types::Duration::try_from(SOON).ok();
+    }
+    if bounds.explain {
+        let ask = async |client: &mut Client, place: &Place| {
+            explained(client, place, request.clone()).await
+        };
+        let (plans, code) = every(cluster, &selector, screen, ask).await?;
+        for plan in &plans {
+            print_plan(plan, &format, screen)?;
+        }
+        return Ok(code);
+    }
+    let mut stop = pin!(interrupted()?);
+    let wanted = tokio::select! {
+        () = &mut stop => return Ok(ExitCode::SUCCESS),
+        wanted = Wanted::look(cluster, &selector) => wanted?,
+    };
+    if wanted.names().is_empty() {
+        screen.say("no pod matches now; what starts later is heard")?;
+    }
+    let mut listener = Listener {
+        view: View::of_nodes(format, bounds.count),
+        nodes: BTreeMap::new(),
+        faults: Vec::new(),
+    };
+    let result = listener
+        .run(cluster, wanted, request, &bounds, screen, pokes, stop)
+        .await;
+    // What came before is told in any case.
+    listener.view.release(true, screen)?;
+    let balanced = listener.view.close(screen)?;
+    result?;
+    let mut code = match balanced {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    };
+    for (name, node) in &listener.nodes {
+        let since = node.silent.map(|(since, _)| since);
+        if node.last.is_some() && since.is_none() {
+            continue;
+        }
+        if balanced {
+            code = ExitCode::from(EXIT_PARTLY);
+        }
+        let sentence = match since {
+            Some(since) => format!(
+                "{name}: not heard since {}: {}",
+                text::clock(Some(&since.into())),
+                node.why
+            ),
+            None => format!("{name}: never heard: {}", text::or_none(&node.why)),
+        };
+        screen.tell(Tone::Alarm, &sentence)?;
+    }
+    Ok(code)
+}
+
+struct Listener {
+    view: View,
+    nodes: BTreeMap<String, Node>,
+    /// What keeps the lists from being up to date, as told last.
+    faults: Vec<String>,
+}
+
+impl Listener {
+    #[expect(clippy::too_many_arguments, reason = "called once")]
+    async fn run(
+        &mut self,
+        cluster: &Cluster,
+        mut wanted: Wanted,
+        request: v1::SubscribeRequest,
+        bounds: &Bounds,
+        screen: &mut Screen<'_>,
+        pokes: impl Stream<Item = Poke>,
+        mut stop: impl Future<Output = ()> + Unpin,
+    ) -> anyhow::Result<()> {
+        let mut pokes = pin!(pokes);
+        let (sender, mut inbox) = mpsc::channel(INBOX);
+        // Ends them all when it is dropped.
+        let mut attendants = JoinSet::new();
+        let mut release = interval(RELEASE);
+        release.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let duration = bounds
+            .duration
+            .and_then(|duration| Duration::try_from(duration).ok());
+        let deadline = duration.map(|duration| Instant::now() + duration + GRACE);
+        let mut deadline = pin!(async move {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => pending().await,
+            }
+        });
+        // There are as many events as were asked for, and the books of the nodes are waited for until then.
+        let mut enough = None;
+        let ended = loop {
+            if let Some(until) = enough {
+                let settled =
+                    |node: &Node| node.stream.is_none_or(|stream| self.view.settled(stream));
+                if self.nodes.values().all(settled) || Instant::now() >= until {
+                    break Ok(());
+                }
+            }
+            for name in wanted.names() {
+                if self.nodes.contains_key(&name) {
+                    continue;
+                }
+                self.nodes.insert(name.clone(), Node::default());
+                let attendant = Attendant {
+                    cluster: cluster.clone(),
+                    agents: wanted.agents.clone(),
+                    request: request.clone(),
+                    out: sender.clone(),
+                    node: name,
+                };
+                attendants.spawn(attendant.run());
+            }
+            tokio::select! {
+                () = &mut stop => break Ok(()),
+                () = &mut deadline => break Ok(()),
+                Some(poke) = pokes.next() => {
+                    if self.view.poke(poke, screen)?.is_some() {
+                        break Ok(());
+                    }
+                }
+                () = wanted.changed() => {
+                    let faults = wanted.faults();
+                    for fault in faults.iter().filter(|fault| !self.faults.contains(fault)) {
+                        screen.say(&format!("{fault}; nodes that come to matter meanwhile are not heard"))?;
+                    }
+                    self.faults = faults;
+                }
+                Some((name, said)) = inbox.recv() => {
+                    // What comes after the books is not in them.
+                    let stream = self.nodes.get(&name).and_then(|node| node.stream);
+                    if enough.is_some() && stream.is_some_and(|stream| self.view.settled(stream)) {
+                        continue;
+                    }
+                    self.take(&name, said, screen)?;
+                    let mut nodes = self.nodes.values();
+                    if nodes.all(|node| node.over) {
+                        break Ok(());
+                    }
+                    let hopeless = |node: &Node| node.last.is_none() && !node.why.is_empty();
+                    if self.nodes.values().all(hopeless) {
+                        break Err(anyhow!("no node can be heard"));
+                    }
+                }
+                _ = release.tick() => {
+                    if self.view.release(false, screen)? {
+                        enough.get_or_insert(Instant::now() + SOON + GRACE);
+                    }
+                }
+            }
+        };
+        // What came already is told, and counts in the books.
+        drop(attendants);
+        while let Ok((name, said)) = inbox.try_recv() {
+            if enough.is_none()
+                && let Said::Message(_) = said
+            {
+                self.take(&name, said, screen)?;
+            }
+        }
+        ended
+    }
+
+    fn take(&mut self, name: &str, said: Said, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+        let Self { view, nodes, .. } = self;
+        let Some(node) = nodes.get_mut(name) else {
+            return Ok(());
+        };
+        let now = Some((SystemTime::now(), Instant::now()));
+        match said {
+            Said::Began => {
+                node.stream = Some(view.stream(name));
+                node.last = now;
+                if let Some((since, clock)) = node.silent.take() {
+                    screen.say(&format!(
+                        "{name}: heard again; what happened there in the {:.1} s since {} is not told",
+                        clock.elapsed().as_secs_f64(),
+                        text::clock(Some(&since.into())),
+                    ))?;
+                } else if !node.why.is_empty() {
+                    screen.say(&format!("{name}: heard from now on"))?;
+                }
+                node.why.clear();
+            }
+            Said::Message(message) => {
+                node.last = now;
+                if let Some(stream) = node.stream {
+                    // How it ends is what its attendant tells.
+                    view.message(stream, *message, screen)?;
+                }
+            }
+            Said::Broke(why) => {
+                if let Some(stream) = node.stream.take() {
+                    view.over(stream);
+                }
+                // What happened since the last message may not have come, even if it took a while to notice.
+                node.silent = node.last;
+                screen.tell(
+                    Tone::Alarm,
+                    &format!("{name}: not heard any more: {why}; trying again"),
+                )?;
+                node.why = why;
+            }
+            Said::Lacking(why) => {
+                if node.why != why {
+                    screen.tell(Tone::Alarm, &format!("{name}: not heard: {why}"))?;
+                    node.why = why;
+                }
+            }
+            Said::Over => {
+                if let Some(stream) = node.stream.take() {
+                    view.over(stream);
+                }
+                node.over = true;
+            }
+            Said::Refused(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the stream of one node going.
+struct Attendant {
+    cluster: Cluster,
+    agents: Agents,
+    request: v1::SubscribeRequest,
+    out: mpsc::Sender<(String, Said)>,
+    node: String,
+}
+
+impl Attendant {
+    async fn run(mut self) {
+        let mut delay = RETRY;
+        loop {
+            let before: Option<Agent> = self.agent();
+            match reach(&self.cluster, &self.node, &self.agents).await {
+                Ok(client) => match self.attend(client, &mut delay).await {
+                    Ok(()) => return,
+                    Err(why) => self.say(why).await,
+                },
+                Err(why) => self.say(Said::Lacking(why)).await,
+            }
+            // An agent that comes is worth a try at once.
+            let mut agents = self.agents.clone();
+            let node = &self.node;
+            let another = agents.wait_for(|known| known.value.get(node) != before.as_ref());
+            tokio::select! {
+                () = sleep(delay) => {}
+                changed = another => if changed.is_err() { return },
+            }
+            delay = (delay * 2).min(RETRY_MAX);
+        }
+    }
+
+    fn agent(&mut self) -> Option<Agent> {
+        self.agents
+            .borrow_and_update()
+            .value
+            .get(&self.node)
+            .cloned()
+    }
+
+    async fn say(&self, said: Said) {
+        // Whoever listened has ended, and ends this.
+        _ = self.out.send((self.node.clone(), said)).await;
+    }
+
+    /// Passes a stream on until it ends. `Ok` if that is for good.
+    async fn attend(&self, mut client: Client, delay: &mut Duration) -> Result<(), Said> {
+        let place = Place::On(self.node.clone());
+        let subscribed = answer(&place, client.subscribe(self.request.clone())).await;
+        let mut messages = match subscribed {
+            Ok(messages) => messages,
+            Err(error) if error.is::<Refused>() => {
+                self.say(Said::Refused(error)).await;
+                return Ok(());
+            }
+            Err(error) => return Err(Said::Lacking(format!("{error:#}"))),
+        };
+        self.say(Said::Began).await;
+        *delay = RETRY;
+        let ending = loop {
+            let response = match timeout(SILENCE_MAX, messages.next()).await {
+                Err(_) => break Ending::Silence,
+                Ok(None) => break Ending::Unfinished,
+                Ok(Some(Err(status))) => break Ending::Failed(status),
+                Ok(Some(Ok(response))) => response,
+            };
+            let end = match &response.message {
+                Some(Message::Heartbeat(heartbeat)) => heartbeat.end,
+                _ => 0,
+            };
+            self.say(Said::Message(Box::new(response))).await;
+            if end != v1::EndReason::Unspecified as i32 {
+                break Ending::Agent(v1::EndReason::try_from(end).map_err(|_| end));
+            }
+        };
+        match ending.error(&place) {
+            None => {
+                self.say(Said::Over).await;
+                Ok(())
+            }
+            Some(error) => Err(Said::Broke(format!("{error:#}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::json::Json;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_begins_with_the_last_message() -> anyhow::Result<()> {
+        let mut listener = Listener {
+            view: View::of_nodes(Format::Json(Json::of("Event")?), None),
+            nodes: BTreeMap::from([("n1".to_owned(), Node::default())]),
+            faults: Vec::new(),
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut screen = Screen {
+            look: crate::client::look::Look::default(),
+            err_colored: false,
+            out: &mut out,
+            err: &mut err,
+        };
+        let message = || Said::Message(Box::default());
+        let story = [
+            (1, Said::Began),
+            (5, message()),
+            // It took so long to notice.
+            (10, Said::Broke("no sign of life".to_owned())),
+            (2, Said::Lacking("its agent is not ready".to_owned())),
+            (1, Said::Lacking("its agent is not ready".to_owned())),
+            (1, Said::Began),
+        ];
+        for (seconds, said) in story {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            listener.take("n1", said, &mut screen)?;
+        }
+        let said = String::from_utf8(err)?;
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), 3, "each reason once: {lines:?}");
+        assert_eq!(
+            lines[..2],
+            [
+                "n1: not heard any more: no sign of life; trying again",
+                "n1: not heard: its agent is not ready",
+            ]
+        );
+        let gap = "n1: heard again; what happened there in the 14.0 s since ";
+        assert!(lines[2].starts_with(gap), "{lines:?}");
+        Ok(())
+    }
+}

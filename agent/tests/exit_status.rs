@@ -1,0 +1,87 @@
+//! What the program says by its exit status, and that its help says the same.
+
+use std::{
+    net::TcpListener,
+    process::{Command, Output},
+};
+
+fn dinle(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_dinle"))
+        .args(arguments)
+        .env_remove("DINLE_ADDRESS")
+        .output()
+        .expect("the program runs")
+}
+
+/// Its exit status, after what it said on standard error.
+fn status(arguments: &[&str]) -> (i32, String) {
+    let Output { status, stderr, .. } = dinle(arguments);
+    let code = status.code().expect("no signal ended it");
+    (code, String::from_utf8_lossy(&stderr).into_owned())
+}
+
+/// An address of this machine where nobody listens.
+fn nobody() -> String {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    socket.local_addr().expect("an address").to_string()
+}
+
+#[test]
+fn what_is_fine_is_0() {
+    assert_eq!(status(&["version"]), (0, String::new()));
+    assert_eq!(status(&["watch", "--help"]), (0, String::new()));
+}
+
+#[test]
+fn what_fails_is_1() {
+    let (code, said) = status(&["watch", "--address", &nobody()]);
+    assert_eq!(code, 1);
+    assert!(
+        said.starts_with("dinle: cannot connect to the agent at http://127.0.0.1:"),
+        "{said}"
+    );
+    let missing = ["status", "--kube", "--kubeconfig", "/nonexistent/config"];
+    let (code, said) = status(&missing);
+    assert_eq!(code, 1);
+    assert!(said.starts_with("dinle: --kubeconfig /nonexistent/config: "));
+}
+
+#[test]
+fn an_address_in_the_environment_does_not_contradict_a_cluster() {
+    let asked = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dinle"));
+        command
+            .args(["status", "--kube", "--kubeconfig", "/nonexistent/config"])
+            .args(more)
+            .env("DINLE_ADDRESS", "127.0.0.1:9");
+        command.status().expect("the program runs").code()
+    };
+    assert_eq!(asked(&[]), Some(1), "the cluster was asked for");
+    assert_eq!(asked(&["--address", "127.0.0.1:9"]), Some(2));
+}
+
+#[test]
+fn what_cannot_be_asked_for_is_2() {
+    for arguments in [
+        vec!["watch", "--kinds", "forks"],
+        vec!["watch", "--raw", "--address", "n1"],
+        vec!["listen"],
+        vec![],
+    ] {
+        assert_eq!(status(&arguments).0, 2, "{arguments:?}");
+    }
+}
+
+/// 3 takes a cluster: e2e/cluster/test_plugin.py holds it.
+#[test]
+fn the_help_ends_with_all_of_them() {
+    for flag in ["-h", "--help"] {
+        let help = String::from_utf8(dinle(&[flag]).stdout).expect("text");
+        let (_, end) = help.split_once("Exit status:").expect("it tells of it");
+        let told: Vec<_> = end
+            .lines()
+            .filter_map(|line| line.trim_start().chars().next())
+            .collect();
+        assert_eq!(told, ['0', '1', '2', '3'], "{help}");
+    }
+}
