@@ -1,96 +1,185 @@
-"""The chart, rendered by Helm's own code."""
+"""The chart as a whole, and what holds whatever the values are."""
 
-from pathlib import Path
+import re
 
-import kubernetes_validate
 import pytest
 import yaml
+from readme import comments, readme, walk
+from rendered import CHART, ROOT, by_kind, check_kept, helm_python, is_test, load, objects, texts
 
-helm_python = pytest.importorskip("helm_python", reason="Helm's library is packaged for x86-64 alone")
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-CHART = ROOT / "charts/dinle"
-MANIFEST = ROOT / "e2e/manifests/dinle.yaml"
+CONFIG = (ROOT / "agent/src/config.rs").read_text()
 
 
-def render(values: dict | None = None) -> dict[str, dict]:
-    """What the chart renders, by kind."""
-    rendered = helm_python.Chart.load(CHART).render(values, name="dinle", namespace="dinle")
-    texts = [text for name, text in rendered.items() if name.endswith(".yaml")]
-    objects = [object for text in texts for object in yaml.safe_load_all(text) if object]
-    return {object["kind"]: object for object in objects}
+def found(pattern: str) -> str:
+    match = re.search(pattern, CONFIG)
+    assert match, f"agent/src/config.rs has nothing like {pattern}: change the test with it"
+    return match[1]
 
 
-def test_lints():
-    report = helm_python.lint(CHART, strict=True)
-    assert report["errors"] == []
-    # An icon is recommended, with severity 1.
-    assert [message for message in report["messages"] if message["severity"] > 1] == []
+@pytest.mark.parametrize("kubernetes", ["v1.25.0", "v1.37.0"])
+def test_lints(kubernetes):
+    report = helm_python.lint(CHART, strict=True, kube_version=kubernetes)
+    assert (report["errors"], report["messages"]) == ([], [])
 
 
-def test_runs_what_the_cluster_tests_run():
-    tested = {object["kind"]: object for object in yaml.safe_load_all(MANIFEST.read_text())}
-    values = {"image": {"tag": "e2e", "pullPolicy": "Never"}}
-    rendered = render(values)
-    assert rendered["ClusterRole"]["rules"] == tested["ClusterRole"]["rules"]
-    assert rendered["ClusterRoleBinding"]["subjects"] == tested["ClusterRoleBinding"]["subjects"]
-    assert rendered["ServiceAccount"]["metadata"]["name"] == tested["ServiceAccount"]["metadata"]["name"]
-    assert rendered["DaemonSet"]["spec"]["template"]["spec"] == tested["DaemonSet"]["spec"]["template"]["spec"]
+def test_the_readme_is_of_these_values():
+    check_kept(CHART / "README.md", readme())
 
 
-@pytest.mark.parametrize("version", ["1.25", "1.37"])
-def test_fits_the_oldest_and_the_newest_kubernetes(version):
-    for object in [*yaml.safe_load_all(MANIFEST.read_text()), *render().values()]:
-        kubernetes_validate.validate(object, version, strict=True)
+def test_each_value_has_a_default_and_a_comment():
+    described = comments()
+    schema = {path: node for path, node, _ in walk()}
+    defaults = load(CHART / "values.yaml")
+    for path, node in schema.items():
+        value = defaults
+        for key in path:
+            assert isinstance(value, dict) and key in value, (
+                f"{'.'.join(path)} is in values.schema.json, but not in values.yaml"
+            )
+            value = value[key]
+        assert described[path] or "properties" in node, f"{'.'.join(path)} has no comment in values.yaml"
 
 
-def test_the_selector_is_in_the_labels_of_the_pod():
-    spec = render({"podLabels": {"team": "platform"}})["DaemonSet"]["spec"]
-    assert spec["template"]["metadata"]["labels"] == {"team": "platform", **spec["selector"]["matchLabels"]}
+def test_every_object_of_ours_refuses_unknown_keys():
+    for path, node, _ in walk():
+        if "properties" in node:
+            assert node["additionalProperties"] is False, f"{'.'.join(path)} in values.schema.json takes any key"
 
 
-def test_every_value_arrives():
-    values = {
-        "fullnameOverride": "ears",
-        "image": {"repository": "registry.example/dinle", "digest": f"sha256:{'0' * 64}"},
-        "imagePullSecrets": [{"name": "pull"}],
-        "serviceAccount": {"name": "listener", "annotations": {"a": "b"}},
-        "extraArgs": ["--ring-bytes=1048576"],
-        "extraEnv": [{"name": "RUST_LOG", "value": "debug"}],
-        "priorityClassName": "system-node-critical",
-        "podAnnotations": {"c": "d"},
+def test_what_helm_packs_is_what_a_release_needs(tmp_path):
+    archive = helm_python.package(CHART, destination=tmp_path)
+    chart = helm_python.Chart.load(archive)
+    names = {file["name"] for file in chart.files}
+    assert "README.md" in names
+    assert [name for name in names if "scenarios" in name] == []
+    assert chart.render(name="dinle", namespace="dinle") == helm_python.Chart.load(CHART).render(
+        name="dinle", namespace="dinle"
+    )
+
+
+def test_artifact_hub_can_read_the_annotations():
+    chart = load(CHART / "Chart.yaml")
+    annotations = {name.removeprefix("artifacthub.io/"): value for name, value in chart["annotations"].items()}
+    assert annotations["category"] in {
+        "ai-machine-learning", "database", "integration-delivery", "monitoring-logging", "networking", "security", "storage",
+        "streaming-messaging",
+    }  # fmt: skip
+    assert annotations["license"] == "Apache-2.0"
+    changes = yaml.safe_load(annotations["changes"])
+    assert changes and {change["kind"] for change in changes} <= {
+        "added",
+        "changed",
+        "deprecated",
+        "removed",
+        "fixed",
+        "security",
     }
-    rendered = render(values)
-    pod = rendered["DaemonSet"]["spec"]["template"]
-    [agent] = pod["spec"]["containers"]
-    assert {object["metadata"]["name"] for object in rendered.values()} == {"ears", "listener"}
-    assert rendered["ServiceAccount"]["metadata"]["annotations"] == {"a": "b"}
-    assert agent["image"] == f"registry.example/dinle@sha256:{'0' * 64}"
-    assert agent["args"][-1] == "--ring-bytes=1048576"
-    assert agent["env"][-1] == {"name": "RUST_LOG", "value": "debug"}
-    assert pod["spec"]["imagePullSecrets"] == [{"name": "pull"}]
-    assert pod["spec"]["serviceAccountName"] == "listener"
-    assert pod["spec"]["priorityClassName"] == "system-node-critical"
-    assert pod["metadata"]["annotations"] == {"c": "d"}
+    links = [link["url"] for link in yaml.safe_load(annotations["links"])]
+    for url in [*links, chart["icon"]]:
+        path = re.fullmatch(r"https://(?:github|raw\.githubusercontent)\.com/dinle/dinle/(?:tree/|blob/)?main/(.+)", url)
+        assert path and (ROOT / path[1]).exists(), f"{url} names nothing in this repository"
 
 
-def test_what_is_not_wanted_is_left_out():
-    rendered = render({"rbac": {"create": False}, "serviceAccount": {"create": False}})
-    assert set(rendered) == {"DaemonSet"}
-    assert rendered["DaemonSet"]["spec"]["template"]["spec"]["serviceAccountName"] == "default"
+def test_nothing_is_allowed_that_is_not_needed():
+    pod = by_kind()["DaemonSet"]["spec"]["template"]["spec"]
+    [agent] = pod["containers"]
+    assert agent["securityContext"] == {
+        "runAsUser": 0,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "capabilities": {"drop": ["ALL"], "add": ["BPF", "PERFMON"]},
+    }
+    assert [key for key in pod if key.startswith("host")] == []
+    assert [mount for mount in agent["volumeMounts"] if not mount["readOnly"]] == []
+    assert by_kind()["ClusterRole"]["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
+    assert [argument for argument in agent["args"] if argument.startswith(("--listen", "--insecure"))] == []
+
+
+def test_the_grace_period_is_longer_than_the_drain():
+    drain = int(found(r"DRAIN: Duration = Duration::from_secs\((\d+)\)"))
+    [grace] = [node for path, node, _ in walk() if path == ("terminationGracePeriodSeconds",)]
+    assert grace["minimum"] > drain
+    assert by_kind()["DaemonSet"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > drain
+    assert f"Streams get {drain} seconds" in comments()[("terminationGracePeriodSeconds",)]
+
+
+def test_ports_are_those_that_the_agent_and_its_clients_take_by_default():
+    grpc, http = (
+        found(r'default_value = "127.0.0.1:(\d+)",\s*env = "DINLE_LISTEN"'),
+        found(r'"127.0.0.1:(\d+)",\s*env = "DINLE_HTTP"'),
+    )
+    exposed = {"grpc": {"insecure": True}, "networkPolicy": {"enabled": True, "grpcFrom": [{"podSelector": {}}]}}
+    [agent] = by_kind(exposed)["DaemonSet"]["spec"]["template"]["spec"]["containers"]
+    assert f"--http=0.0.0.0:{http}" in agent["args"] and f"--listen=0.0.0.0:{grpc}" in agent["args"]
+    assert {port["name"]: str(port["containerPort"]) for port in agent["ports"]} == {"http": http, "grpc": grpc}
+    [rule] = by_kind(exposed)["NetworkPolicy"]["spec"]["ingress"]
+    assert [str(port["port"]) for port in rule["ports"]] == [grpc]
+    assert f" {grpc}:{grpc}\n" in texts()["dinle/templates/NOTES.txt"]
 
 
 @pytest.mark.parametrize(
-    "values, word",
-    [
-        ({"imge": {}}, "imge"),
-        ({"image": {"repository": ""}}, "repository"),
-        ({"image": {"digest": "sha256:0"}}, "digest"),
-        ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
-        ({"extraArgs": "--check"}, "extraArgs"),
-        ({"podLabels": {"a": 1}}, "podLabels"),
-    ],
+    "values",
+    [{}, {"podLabels": {"a": "b"}, "commonLabels": {"c": "d"}}, {"nameOverride": "ears"}, {"fullnameOverride": "ears"}],
 )
-def test_a_wrong_value_is_refused_by_its_name(values, word):
-    with pytest.raises(helm_python.HelmError, match=word):
-        render(values)
+def test_selectors_select_the_agents_and_nothing_else(values):
+    values |= {"podMonitor": {"enabled": True}, "networkPolicy": {"enabled": True, "metricsFrom": [{"podSelector": {}}]}}
+    kinds = by_kind(values, name="one")
+    labels = kinds["DaemonSet"]["spec"]["template"]["metadata"]["labels"].items()
+    [test] = [object for object in objects(values, name="one") if is_test(object) and object["kind"] == "Pod"]
+    # `kubectl dinle` looks for these, whatever the names are.
+    assert {("app.kubernetes.io/part-of", "dinle"), ("app.kubernetes.io/component", "agent")} <= labels
+    selectors = [
+        kinds["DaemonSet"]["spec"]["selector"]["matchLabels"],
+        kinds["PodMonitor"]["spec"]["selector"]["matchLabels"],
+        kinds["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    ]
+    for selector in selectors:
+        assert set(selector) == {"app.kubernetes.io/name", "app.kubernetes.io/instance"}
+        assert selector.items() <= labels
+        # A DaemonSet would take the test's pod for one of its own.
+        assert not selector.items() <= test["metadata"]["labels"].items()
+
+
+def test_a_new_version_of_the_chart_alone_replaces_no_agent():
+    template = by_kind()["DaemonSet"]["spec"]["template"]
+    assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(template["metadata"]["labels"])
+
+
+def test_long_names_are_cut_so_that_each_object_may_have_them():
+    names = [object["metadata"]["name"] for object in objects({"nameOverride": "e" * 53}, name="r" * 53)]
+    assert names and max(map(len, names)) <= 63
+
+
+def test_probes_restart_an_agent_only_for_what_a_restart_mends():
+    [agent] = by_kind()["DaemonSet"]["spec"]["template"]["spec"]["containers"]
+    paths = {name: agent[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    assert paths == {"startup": "/healthz", "readiness": "/readyz", "liveness": "/healthz"}
+
+
+def test_the_test_goes_where_agents_are_and_may_do_no_more_than_people():
+    values = {"nodeSelector": {"pool": "storage"}, "fullnameOverride": "ears", "namespaceOverride": "other"}
+    tests = {object["kind"]: object for object in objects(values) if is_test(object)}
+    assert set(tests) == {"ServiceAccount", "Role", "RoleBinding", "Pod"}
+    assert {(object["metadata"]["name"], object["metadata"]["namespace"]) for object in tests.values()} == {
+        ("ears-test", "other")
+    }
+    assert tests["Role"]["rules"] == [
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]},
+    ]
+    pod = tests["Pod"]["spec"]
+    assert pod["nodeSelector"] == by_kind(values)["DaemonSet"]["spec"]["template"]["spec"]["nodeSelector"]
+    [container] = pod["containers"]
+    assert container["args"][:2] == ["selftest", "--kube"]
+    assert {variable["name"] for variable in container["env"]} == {"POD_NAME", "POD_NAMESPACE", "NODE_NAME"}
+    for object in tests.values():
+        policy = object["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+        # A pod that failed stays for its log.
+        assert policy == "before-hook-creation,hook-succeeded"
+
+
+def test_without_tests_nothing_of_them_is_left():
+    values = {"tests": {"enabled": False}}
+    assert [object for object in objects(values) if is_test(object)] == []
+    assert "helm test" not in texts(values)["dinle/templates/NOTES.txt"]
