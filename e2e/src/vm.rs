@@ -3,21 +3,32 @@
 //! A virtual machine boots a kernel of Debian's with an initramfs of ours. Its `init` (src/bin/init.rs) lets the agent try each
 //! of its programs, runs the tests and powers off; what it tells on the serial line is all that comes back.
 
+pub mod arch;
 pub mod cpio;
 pub mod initramfs;
 pub mod kernels;
 pub mod qemu;
 pub mod report;
+pub mod verified;
 
+use std::collections::{BTreeMap, btree_map::Entry};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use arch::Arch;
 use kernels::Kernel;
-use qemu::Accelerator;
+use qemu::{Accelerator, Machine};
 use report::{Boot, CHECK, SETUP};
+use verified::Verified;
+
+/// Where the table of kinds and kernels is kept.
+const DOCUMENT: &str = "docs/kernels.md";
+
+/// Where counts of the verifier are kept.
+const VERIFIED: &str = "e2e/verified.tsv";
 
 /// What to run.
 #[derive(Debug)]
@@ -42,6 +53,8 @@ pub struct Options {
     pub limit: Duration,
     /// Where to write the table, too.
     pub table: Option<PathBuf>,
+    /// Keep what the verifier counts now.
+    pub accept: bool,
 }
 
 /// Runs everything on each kernel, one after the other, and prints the results. Whether all is well.
@@ -50,41 +63,41 @@ pub fn run(options: &Options) -> Result<bool> {
         kernels,
         names,
         binaries,
-        only,
+        only: _,
         cache,
         refresh,
         emulate,
         allow_missing,
         limit,
         table,
+        accept,
     } = options;
-    qemu::installed()?;
+    let counts = workspace().join(VERIFIED);
+    let mut verified = Verified::read(&counts)?;
+    let mut grown = Vec::new();
     let logs = workspace().join("target/vm");
     fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
 
-    let programs = initramfs::build(names)?;
-    let mut tests: Vec<(String, PathBuf)> =
-        names.iter().cloned().zip(programs.tests.clone()).collect();
+    let mut names = names.clone();
     for binary in binaries {
         let name = binary
             .file_stem()
             .with_context(|| format!("{} is not a file", binary.display()))?;
-        tests.push((name.to_string_lossy().into_owned(), binary.clone()));
+        names.push(name.to_string_lossy().into_owned());
     }
-    let archive = logs.join("initramfs.cpio");
-    initramfs::pack(&programs, &tests, only, &archive)?;
     let steps: Vec<String> = [SETUP, CHECK]
         .map(str::to_owned)
         .into_iter()
-        .chain(tests.into_iter().map(|(name, _)| name))
+        .chain(names.iter().cloned())
         .collect();
+    let archives = archives(options, &names, &logs)?;
 
     let mut boots = Vec::new();
     let mut results = Vec::new();
     let mut skipped = 0;
-    let mut accelerator = emulate.then_some(Accelerator::Tcg);
+    let mut accelerators = BTreeMap::new();
     for kernel in kernels {
-        let Kernel { name, .. } = kernel;
+        let Kernel { name, arch, .. } = kernel;
         let image = match kernel.image(cache, *refresh) {
             Ok(image) => image,
             Err(error) => {
@@ -94,24 +107,27 @@ pub fn run(options: &Options) -> Result<bool> {
             }
         };
         let log = logs.join(format!("{name}.log"));
-        let accelerator = match accelerator {
+        let accelerator = match emulate.then_some(Accelerator::Tcg) {
             Some(accelerator) => accelerator,
-            None => *accelerator.insert(Accelerator::best(&image, &log)?),
+            None => match accelerators.entry(*arch) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => *new.insert(Accelerator::best(*arch, &image, &log)?),
+            },
         };
         eprintln!("{name}: booting {} ({accelerator:?})", image.display());
         let begin = Instant::now();
         let own_archive = logs.join(format!("{name}.cpio"));
-        initramfs::with_modules(&archive, &kernels::modules(&image), &own_archive)?;
+        initramfs::with_modules(&archives[arch], &kernels::modules(&image), &own_archive)?;
         let disk = logs.join(format!("{name}.disk"));
         qemu::make_disk(&disk)?;
-        let end = qemu::run(
-            &image,
-            Some(&own_archive),
-            Some(&disk),
-            &log,
-            *limit,
+        let machine = Machine {
+            arch: *arch,
             accelerator,
-        )?;
+            kernel: &image,
+            initramfs: Some(&own_archive),
+            disk: Some(&disk),
+        };
+        let end = machine.run(&log, *limit)?;
         for file in [own_archive, disk] {
             fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
         }
@@ -132,7 +148,21 @@ pub fn run(options: &Options) -> Result<bool> {
             boot.failed(),
             begin.elapsed().as_secs()
         ));
+        grown.extend(verified.grown(name, &boot.programs));
+        // A machine that did not come so far says nothing of its programs.
+        if !boot.programs.is_empty() {
+            verified.accept(name, &boot.programs);
+        }
         boots.push(boot);
+    }
+    if *accept {
+        verified.write(&counts)?;
+        let path = workspace().join(DOCUMENT);
+        let document = fs::read_to_string(&path);
+        let document = document.with_context(|| format!("cannot read {}", path.display()))?;
+        let document = report::replace_table(&document, &report::kinds(&boots))
+            .with_context(|| format!("{} has no place for the table", path.display()))?;
+        fs::write(&path, document).with_context(|| format!("cannot write {}", path.display()))?;
     }
 
     let programs = report::table(&boots);
@@ -140,13 +170,39 @@ pub fn run(options: &Options) -> Result<bool> {
         fs::write(path, &programs).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if !boots.is_empty() {
-        println!("\n{programs}");
+        println!("\n{programs}\n{}", report::kinds(&boots));
     }
     println!("{}", results.join("\n"));
     let passed: u32 = boots.iter().map(Boot::passed).sum();
     let failed: u32 = boots.iter().map(Boot::failed).sum();
+    let grew = !grown.is_empty() && !accept;
+    if grew {
+        println!(
+            "{}\nif that is worth it: `vm --accept KERNEL...` keeps the new counts in {VERIFIED}",
+            grown.join("\n")
+        );
+    }
+    let failed = failed + u32::from(grew);
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0 && (skipped == 0 || *allow_missing))
+}
+
+/// An initramfs for each architecture that is asked for, with the tests of these names.
+fn archives(options: &Options, names: &[String], logs: &Path) -> Result<BTreeMap<Arch, PathBuf>> {
+    let mut archives = BTreeMap::new();
+    for Kernel { arch, .. } in &options.kernels {
+        if archives.contains_key(arch) {
+            continue;
+        }
+        qemu::installed(*arch)?;
+        let programs = initramfs::build(*arch, &options.names)?;
+        let built = programs.tests.iter().chain(&options.binaries);
+        let tests: Vec<(String, PathBuf)> = names.iter().cloned().zip(built.cloned()).collect();
+        let archive = logs.join(format!("initramfs-{}.cpio", arch.debian()));
+        initramfs::pack(*arch, &programs, &tests, &options.only, &archive)?;
+        archives.insert(*arch, archive);
+    }
+    Ok(archives)
 }
 
 /// The directory of the repository.

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::arch::Arch;
 use super::cpio::Archive;
 
 /// Where modules lie in the machine. Their names begin with their number in the order in which they are loaded.
@@ -20,7 +21,7 @@ pub const AGENT: &str = "/dinle";
 pub const ACT: &str = "/act";
 /// Beginnings of the names of the tests to run, one a line; empty for those that depend on the kernel.
 pub const ONLY: &str = "/only";
-/// A machine without a distribution in one static binary.
+/// Where BusyBox lies.
 const BUSYBOX: &str = "/bin/busybox";
 
 /// What goes into a machine.
@@ -36,14 +37,14 @@ pub struct Programs {
 }
 
 /// Builds everything, and the tests called `names`. The whole workspace each time: cargo then builds no dependency twice.
-pub fn build(names: &[String]) -> Result<Programs> {
-    let built = cargo(&["build", "--workspace", "--bins"])?;
+pub fn build(arch: Arch, names: &[String]) -> Result<Programs> {
+    let built = cargo(arch, &["build", "--workspace", "--bins"])?;
     let binary = |name| executable(&built, name, false);
     let mut tests = Vec::new();
     if !names.is_empty() {
         let mut args = vec!["test", "--workspace", "--no-run"];
         args.extend(names.iter().flat_map(|name| ["--test", name]));
-        let built = cargo(&args)?;
+        let built = cargo(arch, &args)?;
         for name in names {
             tests.push(executable(&built, name, true)?);
         }
@@ -57,9 +58,9 @@ pub fn build(names: &[String]) -> Result<Programs> {
 }
 
 /// Runs cargo and returns its messages.
-fn cargo(args: &[&str]) -> Result<Vec<Value>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+fn cargo(arch: Arch, args: &[&str]) -> Result<Vec<Value>> {
+    let output = arch
+        .cargo()
         .args(args)
         .arg("--message-format=json-render-diagnostics")
         .current_dir(super::workspace())
@@ -86,6 +87,7 @@ fn executable(messages: &[Value], name: &str, test: bool) -> Result<PathBuf> {
 
 /// Writes the initramfs `out`.
 pub fn pack(
+    arch: Arch,
     programs: &Programs,
     tests: &[(String, PathBuf)],
     only: &[String],
@@ -98,9 +100,10 @@ pub fn pack(
         tests: _,
     } = programs;
     let file = File::create(out).with_context(|| format!("cannot write {}", out.display()))?;
-    let busybox = fs::read(BUSYBOX)
-        .with_context(|| format!("cannot read {BUSYBOX}: apt-get install busybox-static"))?;
-    let small = |path: &Path| stripped(path, &out.with_extension("stripped"));
+    let (path, mend) = arch.busybox();
+    let busybox =
+        fs::read(&path).with_context(|| format!("cannot read {}: {mend}", path.display()))?;
+    let small = |path: &Path| stripped(arch, path, &out.with_extension("stripped"));
     let mut archive = Archive::new(BufWriter::new(file));
     for directory in ["bin", "dev", TESTS] {
         archive.directory(inside(directory))?;
@@ -149,13 +152,13 @@ fn inside(path: &str) -> &str {
 }
 
 /// A program without what is for debuggers: a tenth of it. Symbols stay, for backtraces.
-fn stripped(program: &Path, scratch: &Path) -> Result<Vec<u8>> {
-    let status = Command::new("strip")
+fn stripped(arch: Arch, program: &Path, scratch: &Path) -> Result<Vec<u8>> {
+    let status = Command::new(arch.strip())
         .arg("-g")
         .arg("-o")
         .args([scratch, program])
         .status()
-        .context("cannot run strip: apt-get install binutils")?;
+        .with_context(|| format!("cannot run {}: apt-get install binutils", arch.strip()))?;
     ensure!(status.success(), "strip {} failed", program.display());
     let bytes = fs::read(scratch).with_context(|| format!("cannot read {}", scratch.display()))?;
     fs::remove_file(scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;

@@ -8,11 +8,15 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::arch::Arch;
+
 /// One kernel of the matrix.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kernel {
     /// What it is called on the command line, and its directory in the cache.
     pub name: &'static str,
+    /// What it runs on.
+    pub arch: Arch,
     /// What the release of the packages begins with.
     prefix: &'static str,
     /// Suites of the archive that have it.
@@ -25,33 +29,45 @@ pub struct Kernel {
 pub const KERNELS: &[Kernel] = &[
     Kernel {
         name: "5.10",
+        arch: Arch::Amd64,
         prefix: "5.10.",
         suites: &["bullseye", "bullseye-security"],
         by_default: true,
     },
     Kernel {
         name: "6.1",
+        arch: Arch::Amd64,
         prefix: "6.1.",
         suites: &["bookworm", "bookworm-security"],
         by_default: false,
     },
     Kernel {
         name: "6.12",
+        arch: Arch::Amd64,
         prefix: "6.12.",
         suites: &["trixie", "trixie-security"],
-        by_default: true,
+        by_default: false,
     },
     Kernel {
         name: "6.18",
+        arch: Arch::Amd64,
         prefix: "6.18.",
         suites: &["trixie-backports", "forky"],
         by_default: false,
     },
     Kernel {
         name: "7.x",
+        arch: Arch::Amd64,
         prefix: "7.",
         suites: &["trixie-backports", "forky"],
         by_default: true,
+    },
+    Kernel {
+        name: "6.12-arm64",
+        arch: Arch::Arm64,
+        prefix: "6.12.",
+        suites: &["trixie", "trixie-security"],
+        by_default: false,
     },
 ];
 
@@ -59,7 +75,7 @@ pub const KERNELS: &[Kernel] = &[
 const KINDS: [&str; 2] = [BINARY, "linux-image-"];
 const BINARY: &str = "linux-binary-";
 /// Kernels for virtual machines: small, and with all that the agent needs built in.
-const FLAVOUR: &str = "-cloud-amd64";
+const FLAVOUR: &str = "-cloud-";
 /// Some are there without a signature only.
 const UNSIGNED: &str = "-unsigned";
 /// How many releases are tried, newest first: some are listed and gone.
@@ -73,8 +89,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// How the kernel's image is called in a package and in the cache, before its release.
 const IMAGE: &str = "vmlinuz-";
 
-/// Modules that the machines' disks need, in the order in which they are loaded. What a kernel has built in, its package lacks.
-const MODULES: [&str; 7] = [
+/// Modules that the machines' disks and the tests of file systems need, in the order in which they are loaded. What a kernel has built in, its package lacks.
+const MODULES: [&str; 8] = [
     "virtio",
     "virtio_ring",
     "virtio_pci_legacy_dev",
@@ -82,6 +98,7 @@ const MODULES: [&str; 7] = [
     "virtio_pci",
     "virtio_blk",
     "loop",
+    "overlay",
 ];
 /// How their directory is called in the cache, before the release.
 const MODULES_OF: &str = "modules-";
@@ -111,8 +128,12 @@ impl Kernel {
         newest_image(&cache)?.with_context(|| format!("no {IMAGE}* in {}", cache.display()))
     }
 
+    fn flavour(&self) -> String {
+        format!("{FLAVOUR}{}", self.arch.debian())
+    }
+
     fn fetch(&self, cache: &Path) -> Result<()> {
-        let apt = Apt::new(cache, self.suites)?;
+        let apt = Apt::new(cache, self.arch, self.suites)?;
         let updated = apt.run("apt-get", &["update", "--quiet"])?;
         let listed = apt.run("apt-cache", &["pkgnames", "linux-"])?;
         let releases = self.releases(listed.lines());
@@ -124,7 +145,7 @@ impl Kernel {
         );
         let mut refused = Vec::new();
         for Release { name, packages } in releases {
-            let image = cache.join(format!("{IMAGE}{name}{FLAVOUR}"));
+            let image = cache.join(format!("{IMAGE}{name}{}", self.flavour()));
             if image.exists() && modules_of(&image).is_dir() {
                 return Ok(());
             }
@@ -144,12 +165,13 @@ impl Kernel {
 
     /// Releases of this kernel, the newest first.
     fn releases<'a>(&self, listed: impl Iterator<Item = &'a str>) -> Vec<Release<'a>> {
+        let flavour = self.flavour();
         let mut releases = BTreeMap::<Vec<u32>, Release<'a>>::new();
         for package in listed {
             let signed = package.strip_suffix(UNSIGNED).unwrap_or(package);
             let name = KINDS
                 .iter()
-                .find_map(|kind| signed.strip_prefix(kind)?.strip_suffix(FLAVOUR));
+                .find_map(|kind| signed.strip_prefix(kind)?.strip_suffix(flavour.as_str()));
             if let Some(name) = name.filter(|name| name.starts_with(self.prefix)) {
                 let release = releases.entry(numbers(name)).or_insert(Release {
                     name,
@@ -221,7 +243,7 @@ struct Apt {
 }
 
 impl Apt {
-    fn new(cache: &Path, suites: &[&str]) -> Result<Self> {
+    fn new(cache: &Path, arch: Arch, suites: &[&str]) -> Result<Self> {
         ensure!(
             Path::new(KEYRING).exists(),
             "{KEYRING} is missing: apt-get install debian-archive-keyring"
@@ -249,11 +271,12 @@ impl Apt {
         fs::write(root.join("sources.list"), sources)?;
         fs::write(root.join("status"), "")?;
         let root = root.display();
+        let arch = arch.debian();
         // What the system does after its own updates is not to be done here. Root may read the state, apt's own user may not.
         let configuration = format!(
             "#clear APT::Update::Post-Invoke;\n\
              #clear APT::Update::Post-Invoke-Success;\n\
-             APT::Architecture \"amd64\";\n\
+             APT::Architecture \"{arch}\";\n\
              APT::Sandbox::User \"root\";\n\
              Acquire::Languages \"none\";\n\
              Dir::Etc::sourcelist \"{root}/sources.list\";\n\
@@ -412,6 +435,7 @@ mod tests {
             "linux-image-cloud-amd64",
             "linux-headers-5.10.0-46-cloud-amd64",
         ];
+        assert_eq!(kernel("6.12-arm64").releases(listed.into_iter()), []);
         assert_eq!(
             kernel("5.10").releases(listed.into_iter()),
             [

@@ -1,6 +1,5 @@
 //! Runs one virtual machine to its end.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -11,18 +10,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::arch::Arch;
 use super::report::{End, PANIC};
 
-const QEMU: &str = "qemu-system-x86_64";
 /// Memory in MiB: the initramfs twice (as it came and unpacked), and the agent's maps.
 const MEMORY_MIB: u32 = 2048;
 /// More than one, so that events come from several processors. More would be emulated on the same few.
 const PROCESSORS: u32 = 2;
-/// Without cmpxchg16b: QEMU 7.2 emulates it wrongly with several processors, and 6.12 panics.
-const PROCESSOR: &str = "max,cx16=off";
 /// What makes an emulated kernel slow and is not what is tested: mitigations, zeroed allocations, slow grace periods.
 /// `panic=-1` turns a panic into a reboot, and `-no-reboot` that into QEMU's end.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 apparmor=0 rcupdate.rcu_expedited=1";
+const COMMAND_LINE: &str =
+    "quiet panic=-1 mitigations=off init_on_alloc=0 apparmor=0 rcupdate.rcu_expedited=1";
 /// How long a kernel that panics may tell about it.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -39,19 +37,30 @@ pub enum Accelerator {
 }
 
 /// Fails where there is no QEMU, saying how to get it.
-pub fn installed() -> Result<()> {
-    Command::new(QEMU)
+pub fn installed(arch: Arch) -> Result<()> {
+    let (qemu, package) = arch.qemu();
+    Command::new(qemu)
         .arg("--version")
         .stdout(Stdio::null())
         .status()
-        .with_context(|| format!("cannot run {QEMU}: apt-get install qemu-system-x86"))?;
+        .with_context(|| format!("cannot run {qemu}: apt-get install {package}"))?;
     Ok(())
 }
 
 impl Accelerator {
-    /// KVM where it works. `/dev/kvm` alone does not tell: in some virtual machines it is there, and guests hang or QEMU dies.
-    pub fn best(kernel: &Path, log: &Path) -> Result<Self> {
-        Ok(match run(kernel, None, None, log, TRIAL, Self::Kvm)? {
+    /// KVM where it works, for this machine's own architecture. `/dev/kvm` alone does not tell: in some virtual machines it is there, and guests hang or QEMU dies.
+    pub fn best(arch: Arch, kernel: &Path, log: &Path) -> Result<Self> {
+        if !arch.is_native() {
+            return Ok(Self::Tcg);
+        }
+        let machine = Machine {
+            arch,
+            accelerator: Self::Kvm,
+            kernel,
+            initramfs: None,
+            disk: None,
+        };
+        Ok(match machine.run(log, TRIAL)? {
             End::Panic => Self::Kvm,
             End::Off | End::Timeout => Self::Tcg,
         })
@@ -68,65 +77,78 @@ pub fn make_disk(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Boots `kernel` with `initramfs` and a disk, and writes what it tells to `log`, within `limit`. Without an initramfs it panics.
-pub fn run(
-    kernel: &Path,
-    initramfs: Option<&Path>,
-    disk: Option<&Path>,
-    log: &Path,
-    limit: Duration,
-    accelerator: Accelerator,
-) -> Result<End> {
-    let mut log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-    let accelerator = match accelerator {
-        Accelerator::Kvm => "kvm",
-        Accelerator::Tcg => "tcg,thread=multi",
-    };
-    let mut qemu = Running(
-        Command::new("nice")
-            .arg(QEMU)
-            .args(["-M", "q35", "-accel", accelerator, "-cpu", PROCESSOR])
-            .args([
-                "-smp",
-                &PROCESSORS.to_string(),
-                "-m",
-                &MEMORY_MIB.to_string(),
-            ])
-            .args([
-                "-nodefaults",
-                "-no-reboot",
-                "-display",
-                "none",
-                "-monitor",
-                "none",
-                "-serial",
-                "stdio",
-            ])
+/// A machine to boot.
+pub struct Machine<'a> {
+    /// What it has as processors.
+    pub arch: Arch,
+    /// How they come about.
+    pub accelerator: Accelerator,
+    /// What it boots.
+    pub kernel: &'a Path,
+    /// Its files. Without any, the kernel panics.
+    pub initramfs: Option<&'a Path>,
+    /// An image.
+    pub disk: Option<&'a Path>,
+}
+
+impl Machine<'_> {
+    /// Boots it, and writes what it tells to `log`, within `limit`.
+    pub fn run(&self, log: &Path, limit: Duration) -> Result<End> {
+        let mut log =
+            File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let mut qemu = Running(
+            self.command()
+                .stderr(log.try_clone()?)
+                .spawn()
+                .context("cannot run nice")?,
+        );
+        watch(&mut qemu, &mut log, limit)
+    }
+
+    fn command(&self) -> Command {
+        let Self {
+            arch,
+            accelerator,
+            kernel,
+            initramfs,
+            disk,
+        } = self;
+        let accelerator = match accelerator {
+            Accelerator::Kvm => "kvm",
+            // One thread for all CPUs, in turns. With more, a CPU may still run what another one has just replaced in the kernel's text,
+            // such as the breakpoint with which it replaces instructions, and 7.x panics ("Oops: int3").
+            Accelerator::Tcg => "tcg,thread=single",
+        };
+        let (machine, processor, serial) = arch.machine();
+        let mut command = Command::new("nice");
+        command
+            .arg(arch.qemu().0)
+            .args(["-M", machine, "-accel", accelerator, "-cpu", processor])
+            .args(["-smp", &PROCESSORS.to_string()])
+            .args(["-m", &MEMORY_MIB.to_string()])
+            .args(["-nodefaults", "-no-reboot"])
+            .args(["-display", "none", "-monitor", "none", "-serial", "stdio"])
             .arg("-kernel")
             .arg(kernel)
-            .args(
-                initramfs
-                    .into_iter()
-                    .flat_map(|path| [OsStr::new("-initrd"), path.as_os_str()]),
-            )
-            .args(disk.into_iter().flat_map(|path| {
-                // Nobody needs what is on it when the machine is off.
-                let file = format!(
-                    "file={},if=none,format=raw,cache=unsafe,id=disk",
-                    path.display()
-                );
-                ["-drive".to_owned(), file]
-                    .into_iter()
-                    .chain(["-device", "virtio-blk-pci,drive=disk"].map(str::to_owned))
-            }))
-            .args(["-append", COMMAND_LINE])
+            .args(["-append", &format!("console={serial} {COMMAND_LINE}")])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log.try_clone()?)
-            .spawn()
-            .context("cannot run nice")?,
-    );
-    let Running(child) = &mut qemu;
+            .stdout(Stdio::piped());
+        if let Some(initramfs) = initramfs {
+            command.arg("-initrd").arg(initramfs);
+        }
+        if let Some(disk) = disk {
+            // Nobody needs what is on it when the machine is off.
+            let path = disk.display();
+            let drive = format!("file={path},if=none,format=raw,cache=unsafe,id=disk");
+            command.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=disk"]);
+        }
+        command
+    }
+}
+
+/// Writes what a machine tells to `log` until its end, within `limit`.
+fn watch(qemu: &mut Running, log: &mut File, limit: Duration) -> Result<End> {
+    let Running(child) = qemu;
     let mut serial = BufReader::new(child.stdout.take().context("QEMU has no serial line")?);
     let (lines, told) = mpsc::channel();
     thread::spawn(move || {

@@ -6,6 +6,8 @@ use std::fmt::Write;
 pub const MARK: &str = "DINLE-VM";
 /// Begins each line about a program of the agent's: name, whether it loads, and instructions or the reason, after tabs.
 const PROGRAM: &str = "PROGRAM\t";
+/// Begins each line about a kind of event: name, whether it is available, and by which ways or why not, after tabs.
+const KIND: &str = "KIND\t";
 /// What the kernel says last when it gives up.
 pub const PANIC: &str = "Kernel panic";
 
@@ -50,6 +52,8 @@ pub struct Boot {
     pub release: Option<String>,
     /// The agent's programs, with the instructions that the verifier counted, or the reason against.
     pub programs: Vec<(String, Result<String, String>)>,
+    /// Kinds of events, with the ways in which they attach, or the reason against.
+    pub kinds: Vec<(String, Result<String, String>)>,
     steps: Vec<Step>,
     /// How it ended.
     pub end: End,
@@ -98,6 +102,7 @@ impl Boot {
         let mut boot = Self {
             release: None,
             programs: Vec::new(),
+            kinds: Vec::new(),
             steps: Vec::new(),
             end,
             loose: Vec::new(),
@@ -117,10 +122,11 @@ impl Boot {
                     ..step
                 }));
             } else if let Some(step) = &mut running {
-                if let Some(program) = program(line) {
+                if let Some(program) = outcome(line, PROGRAM) {
                     boot.programs.push(program);
                     step.told = true;
                 }
+                boot.kinds.extend(outcome(line, KIND));
                 if let Some(result) = line.strip_prefix("test result: ") {
                     step.passed += count(result, "passed");
                     step.failed += count(result, "failed");
@@ -146,6 +152,17 @@ impl Boot {
     /// Tests that passed.
     pub fn passed(&self) -> u32 {
         self.steps.iter().map(|step| step.passed).sum()
+    }
+
+    /// Tests of a sensor: how many passed, and how many failed. They are in a module of its name.
+    fn tests_of(&self, sensor: &str) -> (usize, usize) {
+        let lines = self.steps.iter().flat_map(|step| &step.lines);
+        let results = lines.filter_map(|line| {
+            let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
+            name.starts_with(&format!("{sensor}::")).then_some(result)
+        });
+        let count = |wanted: &str| results.clone().filter(|result| *result == wanted).count();
+        (count("ok"), count("FAILED"))
     }
 
     /// Tests that failed, and steps that failed otherwise or never ended.
@@ -200,8 +217,8 @@ fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
-fn program(line: &str) -> Option<(String, Result<String, String>)> {
-    let (name, rest) = line.strip_prefix(PROGRAM)?.split_once('\t')?;
+fn outcome(line: &str, mark: &str) -> Option<(String, Result<String, String>)> {
+    let (name, rest) = line.strip_prefix(mark)?.split_once('\t')?;
     let (status, detail) = rest.split_once('\t').unwrap_or((rest, ""));
     let outcome = if status == "ok" {
         Ok(detail.to_owned())
@@ -259,6 +276,49 @@ pub fn table(boots: &[Boot]) -> String {
         rows.push([name.to_owned()].into_iter().chain(cells).collect());
     }
     markdown(&rows)
+}
+
+/// Which kind of event is there on which kernel, by which ways: one row for each kind, one column for each kernel.
+pub fn kinds(boots: &[Boot]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in boots.iter().flat_map(|boot| &boot.kinds) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let release = |boot: &Boot| {
+        boot.release
+            .clone()
+            .unwrap_or_else(|| "did not start".to_owned())
+    };
+    let header = ["kind".to_owned()]
+        .into_iter()
+        .chain(boots.iter().map(release));
+    let mut rows: Vec<Vec<String>> = vec![header.collect()];
+    for name in names {
+        let sensor = name.split('_').next().unwrap_or(name);
+        let cells = boots.iter().map(|boot| {
+            let found = boot.kinds.iter().find(|(other, _)| other == name);
+            match (found.map(|(_, outcome)| outcome), boot.tests_of(sensor)) {
+                (None, _) => "not tried".to_owned(),
+                (Some(Err(reason)), _) => format!("unavailable: {}", reason.replace('|', "\\|")),
+                (Some(Ok(ways)), (_, 1..)) => format!("{ways}: FAILED"),
+                (Some(Ok(ways)), (0, 0)) => format!("{ways}: loads"),
+                (Some(Ok(ways)), (_, 0)) => format!("{ways}: works"),
+            }
+        });
+        rows.push([name.to_owned()].into_iter().chain(cells).collect());
+    }
+    markdown(&rows)
+}
+
+/// Puts a table in a document, between the two lines that mark its place.
+pub fn replace_table(document: &str, table: &str) -> Option<String> {
+    const BEGIN: &str = "<!-- made by vm -->\n";
+    const END: &str = "<!-- so far -->\n";
+    let (before, rest) = document.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}{table}{END}{after}"))
 }
 
 /// A table whose columns are aligned for those who read it as text.
@@ -387,6 +447,70 @@ mod tests {
             story.starts_with("--- kernel failed with 1\n(7 lines left out)\nline 7\n"),
             "{story}"
         );
+    }
+
+    #[test]
+    fn a_kind_works_where_it_is_available_and_its_tests_pass() {
+        let log = |kinds: &str, tests: &str| {
+            let log = format!(
+                "DINLE-VM kernel=6.1\nDINLE-VM start=check\n{kinds}DINLE-VM step=check exit=0\n\
+                 DINLE-VM start=kernel\n{tests}DINLE-VM step=kernel exit=0\n"
+            );
+            read(&log, End::Off)
+        };
+        let kinds = "KIND\tfile_open\tok\tfentry, fexit\nKIND\texec\tok\ttp_btf\n";
+        let boots = [
+            log(
+                kinds,
+                "test file::a ... ok\ntest file::b ... ok\ntest exec::a ... ok\n",
+            ),
+            log(kinds, "test file::a ... ok\ntest file::b ... FAILED\n"),
+            log(
+                "KIND\tfile_open\tunavailable\tno | hook\n",
+                "test file::a ... ok\n",
+            ),
+        ];
+        let table = kinds_of(&boots);
+        assert_eq!(
+            table,
+            [
+                ["kind", "6.1", "6.1", "6.1"],
+                [
+                    "file_open",
+                    "fentry, fexit: works",
+                    "fentry, fexit: FAILED",
+                    "unavailable: no \\| hook"
+                ],
+                ["exec", "tp_btf: works", "tp_btf: loads", "not tried"],
+            ]
+        );
+    }
+
+    /// Cells of the table of kinds.
+    fn kinds_of(boots: &[Boot]) -> Vec<Vec<String>> {
+        let table = kinds(boots).replace("\\|", "\u{1}");
+        let cells = |line: &str| {
+            let cells = line.trim_matches('|').split('|');
+            cells
+                .map(|cell| cell.trim().replace('\u{1}', "\\|"))
+                .collect()
+        };
+        table
+            .lines()
+            .filter(|line| !line.starts_with("|-"))
+            .map(cells)
+            .collect()
+    }
+
+    #[test]
+    fn a_table_goes_where_the_document_has_a_place_for_it() {
+        let document = "a\n<!-- made by vm -->\nold\n<!-- so far -->\nb\n";
+        let new = replace_table(document, "new\n");
+        assert_eq!(
+            new.as_deref(),
+            Some("a\n<!-- made by vm -->\nnew\n<!-- so far -->\nb\n")
+        );
+        assert_eq!(replace_table("a\n", "new\n"), None);
     }
 
     #[test]
