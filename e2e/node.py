@@ -148,13 +148,14 @@ class Pod:
 class Agent:
     """`dinle agent` on free loopback ports, ready once `with` is entered; its log is in a temporary directory."""
 
-    def __init__(self, pods: Path, node: str, *arguments: str):
+    def __init__(self, pods: Path, node: str, *arguments: str, listen: tuple[str, ...] = ()):
+        """It also listens at `listen`."""
         self.grpc = f"127.0.0.1:{free_port()}"
         self.http = f"127.0.0.1:{free_port()}"
         self.command = [
             binary(),
             "agent",
-            *("--listen", self.grpc),
+            *("--listen", ",".join([self.grpc, *listen])),
             *("--http", self.http),
             *("--pods", f"file:{pods}"),
             *("--node-name", node),

@@ -5,7 +5,7 @@ Environment:
   KUBECTL                     `kubectl` by default
   DINLE_IMAGE                 image to run; by default localhost/dinle:e2e, which the nodes must have
   DINLE_TEST_IMAGE            what the watched pods run: any with /bin/sh, /bin/true and /bin/sleep; by default localhost/busybox:1
-  KUBERNETES_SERVICE_HOST     given to the agents where it is set, with KUBERNETES_SERVICE_PORT: for clusters without kube-proxy
+  KUBERNETES_SERVICE_HOST     given to Dinle's pods where it is set, with KUBERNETES_SERVICE_PORT: for clusters without kube-proxy
   DINLE_STATIC_PODS=NODE=DIR  where the kubelet of a node looks for static pods, if that is on this machine
 """
 
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "e2e"))
@@ -27,13 +26,17 @@ sys.path.insert(0, str(ROOT / "e2e"))
 import stubs  # noqa: E402
 from node import wait_until  # noqa: E402
 
-MANIFEST = ROOT / "e2e/manifests/dinle.yaml"
+CHART = ROOT / "charts/dinle"
 LOGS = ROOT / "target/cluster"
 NAMESPACE = "dinle-e2e"
 # A kubelet takes a second for a pod; a loaded one, a dozen pods and a late watch are slower.
 PATIENCE_SECONDS = 90
+# Each node's agent is replaced after that of another, and kubelets may take a minute to forget a pod that has ended.
+ROLLOUT_SECONDS = 300
 # What the kernel and the API server know of at once.
 SOON_SECONDS = 20
+# `kubectl dinle` looks for these.
+AGENTS = "app.kubernetes.io/part-of=dinle,app.kubernetes.io/component=agent"
 
 
 class Kubectl:
@@ -62,38 +65,54 @@ def kubectl():
     return Kubectl()
 
 
-def manifest() -> list[dict]:
-    """The manifest, with what the environment says of this cluster."""
-    objects = list(yaml.safe_load_all(MANIFEST.read_text()))
-    [agent] = [
-        container
-        for object in objects
-        if object["kind"] == "DaemonSet"
-        for container in object["spec"]["template"]["spec"]["containers"]
-    ]
-    if image := os.environ.get("DINLE_IMAGE"):
-        agent |= {"image": image, "imagePullPolicy": "IfNotPresent"}
-    for name in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
-        if value := os.environ.get(name):
-            agent["env"].append({"name": name, "value": value})
-    return objects
+@pytest.fixture(scope="session")
+def helm(kubectl):
+    """Helm for a namespace: its own code, in this process."""
+    library = pytest.importorskip("helm_python", reason="Helm's library is packaged for x86-64 alone")
+    return lambda namespace: library.Config(namespace=namespace)
+
+
+def values() -> dict:
+    """The chart's values for this cluster, by what the environment says of it."""
+    image = {"repository": "localhost/dinle", "tag": "e2e", "pullPolicy": "Never"}
+    if named := os.environ.get("DINLE_IMAGE"):
+        pinned, _, digest = named.partition("@")
+        repository, _, tag = pinned.rpartition(":")
+        # The colon may be a port's.
+        if not repository or "/" in tag:
+            repository, tag = pinned, "" if digest else "latest"
+        image = {"repository": repository, "tag": "" if digest else tag, "digest": digest, "pullPolicy": "IfNotPresent"}
+    names = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
+    given = [{"name": name, "value": os.environ[name]} for name in names if os.environ.get(name)]
+    return {"image": image, "extraEnv": given}
+
+
+def agents_of(kubectl, namespace: str) -> dict[str, dict]:
+    """The pods of the agents in a namespace by node, without those that end."""
+    pods = kubectl.json("-n", namespace, "get", "pods", "-l", AGENTS)["items"]
+    return {pod["spec"]["nodeName"]: pod for pod in pods if "deletionTimestamp" not in pod["metadata"]}
+
+
+def keep_logs(kubectl, namespace: str) -> None:
+    """Keeps what the agents of a namespace said, in target/cluster."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    for arguments in (["describe", "pods"], ["logs", "--prefix", "--tail=-1", "-l", AGENTS]):
+        done = subprocess.run([kubectl.program, "-n", namespace, *arguments], capture_output=True, text=True)
+        (LOGS / f"{namespace}-{arguments[0]}.log").write_text(done.stdout + done.stderr)
+    print(f"what the agents said is in {LOGS}")
 
 
 @pytest.fixture(scope="session")
-def agents(kubectl):
-    """Installs Dinle and gives the names of its pods by node. Keeps their logs in target/cluster."""
-    kubectl("apply", "-f", "-", input=yaml.safe_dump_all(manifest()))
+def agents(kubectl, helm):
+    """Installs Dinle and gives the names of its pods by node."""
+    release = helm("dinle")
     try:
-        kubectl("-n", "dinle", "rollout", "status", "daemonset/dinle", f"--timeout={PATIENCE_SECONDS}s")
-        pods = kubectl.json("-n", "dinle", "get", "pods", "-l", "app.kubernetes.io/name=dinle")["items"]
-        yield {pod["spec"]["nodeName"]: pod["metadata"]["name"] for pod in pods}
+        release.install(CHART, "dinle", values(), create_namespace=True, wait="watcher", timeout=PATIENCE_SECONDS)
+        yield {node: pod["metadata"]["name"] for node, pod in agents_of(kubectl, "dinle").items()}
     finally:
-        LOGS.mkdir(parents=True, exist_ok=True)
-        for arguments in (["describe", "pods"], ["logs", "--prefix", "--tail=-1", "-l", "app.kubernetes.io/name=dinle"]):
-            done = subprocess.run([kubectl.program, "-n", "dinle", *arguments], capture_output=True, text=True)
-            (LOGS / f"{arguments[0]}.log").write_text(done.stdout + done.stderr)
-        print(f"what the agents said is in {LOGS}")
-        kubectl("delete", "-f", str(MANIFEST), "--ignore-not-found", "--wait=false")
+        keep_logs(kubectl, "dinle")
+        release.uninstall("dinle", ignore_not_found=True)
+        kubectl("delete", "namespace", "dinle", "--ignore-not-found", "--wait=false")
 
 
 @contextmanager
@@ -118,25 +137,36 @@ def namespace(kubectl):
         yield name
 
 
-@pytest.fixture(scope="session")
-def addresses(kubectl, agents):
+@contextmanager
+def forwarded(kubectl, namespace: str, pods: dict[str, str], port: int = 4380):
     """Where each node's agent can be reached, through `kubectl port-forward`."""
     forwards, addresses = [], {}
     try:
-        for node, pod in agents.items():
+        for node, pod in pods.items():
             forward = subprocess.Popen(
-                [kubectl.program, "-n", "dinle", "port-forward", f"pod/{pod}", ":4380"], stdout=subprocess.PIPE, text=True
+                [kubectl.program, "-n", namespace, "port-forward", f"pod/{pod}", f":{port}"], stdout=subprocess.PIPE, text=True
             )
             forwards.append(forward)
-            # "Forwarding from 127.0.0.1:41235 -> 4380"
-            line = forward.stdout.readline()
-            assert line.startswith("Forwarding from "), f"kubectl port-forward to {pod} says {line!r}"
-            addresses[node] = line.split()[2]
+            addresses[node] = forwarded_to(forward)
         yield addresses
     finally:
         for forward in forwards:
             forward.terminate()
             forward.wait()
+
+
+def forwarded_to(forward: subprocess.Popen) -> str:
+    """The address of a `kubectl port-forward` that was just started."""
+    # "Forwarding from 127.0.0.1:41235 -> 4380"
+    line = forward.stdout.readline()
+    assert line.startswith("Forwarding from "), f"{forward.args} says {line!r}"
+    return line.split()[2]
+
+
+@pytest.fixture(scope="session")
+def addresses(kubectl, agents):
+    with forwarded(kubectl, "dinle", agents) as addresses:
+        yield addresses
 
 
 @pytest.fixture(scope="session")
@@ -154,13 +184,14 @@ def v1(tmp_path_factory):
 
 
 class Listener:
-    """Collects what one agent says of the execs in a namespace."""
+    """Collects what one agent says of a namespace: of the execs there, if nothing else is asked for."""
 
-    def __init__(self, channel: grpc.Channel, v1, namespace: str):
+    def __init__(self, channel: grpc.Channel, v1, namespace: str, kinds: list[int] | None = None):
         self.changed = threading.Condition()
         self.events, self.updates, self.losses = [], [], []
+        self.heartbeat, self.ended = None, False
         self.problem = None
-        request = v1.SubscribeRequest(kinds=[v1.KIND_EXEC], selector=v1.Selector(namespaces=[namespace]))
+        request = v1.SubscribeRequest(kinds=kinds or [v1.KIND_EXEC], selector=v1.Selector(namespaces=[namespace]))
         self.call = v1.ObserverStub(channel).Subscribe(request)
         self.plan = next(self.call).plan
         threading.Thread(target=self.listen, daemon=True).start()
@@ -174,10 +205,16 @@ class Listener:
                         self.updates.append(message.workload.workload)
                     if message.HasField("loss"):
                         self.losses.append(message.loss)
+                    if message.HasField("heartbeat"):
+                        self.heartbeat = message.heartbeat
                     self.changed.notify_all()
         except grpc.RpcError as problem:
             with self.changed:
                 self.problem = problem
+                self.changed.notify_all()
+        else:
+            with self.changed:
+                self.ended = True
                 self.changed.notify_all()
 
     def wait(self, condition, seconds: float, what: str) -> None:

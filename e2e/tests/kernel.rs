@@ -57,6 +57,11 @@ impl Lab {
         Self::with(&[])
     }
 
+    /// With these sensors alone: programs take long to load in a machine that is emulated.
+    fn of(sensors: &str) -> Self {
+        Self::with(&["--sensors", sensors])
+    }
+
     fn with(flags: &[&str]) -> Self {
         let tree = Tree::new();
         let (pod, app) = tree.app("web");

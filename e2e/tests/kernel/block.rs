@@ -263,7 +263,7 @@ fn length(time: Option<prost_types::Duration>) -> Duration {
 #[test]
 fn each_request_is_told_once_with_its_size_and_times() {
     let Some(disk) = Disk::new() else { return };
-    let lab = Lab::new();
+    let lab = Lab::of("process,block");
     let mut stream = lab.agent.subscribe(requests());
     let before = disk.statistics();
     let (pid, took) = disk.act(
@@ -328,7 +328,7 @@ fn a_flush_and_a_write_through_are_told_as_the_process_asks_for_them() {
         eprintln!("not tested: {} has no cache to write out", disk.name);
         return;
     }
-    let lab = Lab::new();
+    let lab = Lab::of("process,block");
     let mut stream = lab.agent.subscribe(requests());
     let (pid, took) = disk.act(&lab.app, "direct", &["fsync", "7", "0"]);
     stream.through_exit(pid);
@@ -368,7 +368,7 @@ fn a_flush_and_a_write_through_are_told_as_the_process_asks_for_them() {
 #[test]
 fn what_others_do_is_not_told() {
     let Some(disk) = Disk::new() else { return };
-    let lab = Lab::new();
+    let lab = Lab::of("process,block");
     let (_, elsewhere) = lab.tree.app("unknown");
     let host = lab.tree.host("cron.service");
     let mut stream = lab.agent.subscribe(requests());
@@ -400,7 +400,7 @@ fn what_others_do_is_not_told() {
 #[test]
 fn what_takes_less_time_than_asked_for_is_left_out_in_the_kernel() {
     let Some(disk) = Disk::new() else { return };
-    let lab = Lab::new();
+    let lab = Lab::of("process,block");
     let slow = filtered(Filter {
         min_duration: Some(span(Duration::from_secs(3600))),
         ..Filter::default()
@@ -433,7 +433,7 @@ fn what_takes_less_time_than_asked_for_is_left_out_in_the_kernel() {
 #[test]
 fn what_fails_is_told_with_its_error() {
     let Some(disk) = Disk::own() else { return };
-    let lab = Lab::new();
+    let lab = Lab::of("process,block");
     let mut stream = lab.agent.subscribe(filtered(Filter {
         failed: true,
         ..Filter::default()
@@ -462,7 +462,7 @@ fn what_fails_is_told_with_its_error() {
 #[test]
 fn a_discard_is_told() {
     let Some(disk) = Disk::new() else { return };
-    let lab = Lab::new();
+    let lab = Lab::of("process,block");
     let mut stream = lab.agent.subscribe(requests());
     let (pid, code, _) = disk.try_act(&lab.app, "direct", &["discard", "3", "65536"]);
     if code == libc::EOPNOTSUPP {
@@ -483,7 +483,7 @@ fn a_discard_is_told() {
 #[test]
 fn latencies_add_up_to_what_happened() {
     let Some(disk) = Disk::new() else { return };
-    let lab = Lab::new();
+    let lab = Lab::of("process,block");
     let (_, elsewhere) = lab.tree.app("unknown");
     let mut stream = lab.agent.subscribe(latencies());
     let mut in_all = [Duration::ZERO; 2];
@@ -543,7 +543,7 @@ fn latencies_add_up_to_what_happened() {
 #[test]
 fn latencies_begin_with_the_stream_and_end_with_it() {
     let Some(disk) = Disk::new() else { return };
-    let lab = Lab::new();
+    let lab = Lab::of("process,block");
     let first = lab.agent.subscribe(latencies());
     disk.act(&lab.app, "direct", &["read", "31", "4096"]);
     // What the first was not told of any more is nothing to the second.
@@ -571,7 +571,7 @@ fn sums_that_find_no_room_are_told() {
     /// As many as the kernel's table holds, and some.
     const CGROUPS: u64 = dinle_ebpf::block::SUMS_MAX as u64 + 23;
     let Some(disk) = Disk::new() else { return };
-    let lab = Lab::new();
+    let lab = Lab::of("process,block");
     let mut stream = lab.agent.subscribe(latencies());
     let command = act([
         "block",
@@ -626,7 +626,7 @@ fn delegate(cgroup: &Cgroup, controllers: &str) -> bool {
 #[test]
 fn what_is_written_back_is_the_pods_whoever_writes_it() {
     let Some(disk) = Disk::new() else { return };
-    let lab = Lab::new();
+    let lab = Lab::of("process,block");
     if !delegate(&lab.app, "+io +memory") {
         eprintln!("not tested: the controllers `io` and `memory` are not those of cgroup v2");
         return;

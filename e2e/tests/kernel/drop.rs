@@ -127,7 +127,7 @@ impl std::ops::Drop for Held {
 
 #[test]
 fn every_drop_in_scope_is_counted_with_its_reason() {
-    let lab = Lab::new();
+    let lab = Lab::of("drop");
     let outside = lab.tree.host("outside");
     let mut stream = lab.agent.subscribe(counts());
     lab.app.succeed(newnet(&["udp", "20", "4499"]));
@@ -154,7 +154,7 @@ fn every_drop_in_scope_is_counted_with_its_reason() {
 
 #[test]
 fn samples_tell_each_packet_and_agree_with_the_counts() {
-    let lab = Lab::new();
+    let lab = Lab::of("drop");
     let mut stream = lab.agent.subscribe(drops(&[Kind::Drop, Kind::DropCount]));
     lab.app.succeed(newnet(&["udp", "23", "4499"]));
     until(&mut stream, "NO_SOCKET", UDP, 23);
@@ -196,7 +196,7 @@ fn samples_tell_each_packet_and_agree_with_the_counts() {
 
 #[test]
 fn protocols_and_reasons_are_told_apart() {
-    let lab = Lab::new();
+    let lab = Lab::of("drop");
     let mut stream = lab.agent.subscribe(counts());
     lab.app.succeed(newnet(&["refused", "23", "4499"]));
     until(&mut stream, "NO_SOCKET", TCP, 23);
@@ -212,7 +212,7 @@ fn protocols_and_reasons_are_told_apart() {
 
 #[test]
 fn a_full_socket_drops_what_it_cannot_take() {
-    let lab = Lab::new();
+    let lab = Lab::of("drop");
     let mut stream = lab.agent.subscribe(counts());
     let ran = lab.app.run(newnet(&["udpfull", "100", "4499"]));
     let dropped = ran.status.code().expect("a code");
@@ -241,7 +241,7 @@ fn a_rule_of_the_pods_own_firewall_drops() {
         eprintln!("left out: this machine has no iptables");
         return;
     }
-    let lab = Lab::new();
+    let lab = Lab::of("drop");
     let mut stream = lab.agent.subscribe(counts());
     let path = act_path();
     let script = format!("{rules} && exec {} udp 23 4499", path.display());
@@ -253,7 +253,7 @@ fn a_rule_of_the_pods_own_firewall_drops() {
 #[test]
 fn what_finds_no_room_in_the_table_is_told_as_lost() {
     const PORTS: u64 = 20_000;
-    let lab = Lab::new();
+    let lab = Lab::of("drop");
     let mut stream = lab.agent.subscribe(SubscribeRequest {
         filter: None,
         ..counts()
@@ -284,7 +284,7 @@ fn what_finds_no_room_in_the_table_is_told_as_lost() {
 
 #[test]
 fn a_network_namespace_is_its_pods_whoever_causes_the_drop() {
-    let lab = Lab::new();
+    let lab = Lab::of("drop");
     let outside = lab.tree.host("outside");
     // It was there before anyone listened, and has executed nothing since.
     let early = Held::new(&lab.app, act(["holdnet"]));
@@ -300,7 +300,7 @@ fn a_network_namespace_is_its_pods_whoever_causes_the_drop() {
 
 #[test]
 fn the_nodes_own_network_is_no_pods() {
-    let lab = Lab::new();
+    let lab = Lab::of("drop");
     let mut stream = lab.agent.subscribe(counts());
     // As a pod with `hostNetwork` does.
     lab.app.succeed(act(["udp", "29", "4499"]));
@@ -310,7 +310,7 @@ fn the_nodes_own_network_is_no_pods() {
 
 #[test]
 fn counts_go_on_over_snapshots_and_start_from_nothing() {
-    let lab = Lab::new();
+    let lab = Lab::of("drop");
     let mut first = lab.agent.subscribe(counts());
     for round in 1..=4 {
         lab.app.succeed(newnet(&["udp", "5", "4499"]));
@@ -329,7 +329,7 @@ fn counts_go_on_over_snapshots_and_start_from_nothing() {
 
 #[test]
 fn drops_have_no_process_to_ask_for() {
-    let lab = Lab::new();
+    let lab = Lab::of("drop");
     for kind in [Kind::Drop, Kind::DropCount] {
         let request = SubscribeRequest {
             kinds: vec![kind.into()],

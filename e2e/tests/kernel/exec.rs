@@ -33,7 +33,7 @@ fn real(dir: &TempDir) -> String {
 
 #[test]
 fn arguments_come_as_they_were_given() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let few = [
         "exit",
@@ -69,7 +69,7 @@ fn arguments_come_as_they_were_given() {
 fn long_arguments_are_cut_and_flagged() {
     /// What the contract grants, less the NUL that the kernel half keeps free.
     const KEPT: usize = 2047;
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let head = ["act", "exit", "0"];
     let head_bytes: usize = head.iter().map(|arg| arg.len() + 1).sum();
@@ -96,7 +96,7 @@ fn long_arguments_are_cut_and_flagged() {
 fn a_path_may_be_long() {
     /// Longest filename that is told.
     const KEPT: usize = 511;
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let dir = temporary();
     let link = dir.path().join("act");
@@ -128,7 +128,7 @@ fn a_path_may_be_long() {
 
 #[test]
 fn a_relative_path_goes_with_its_directory() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let dir = program();
     let name = "a name that is longer than a command's";
@@ -152,7 +152,7 @@ fn a_relative_path_goes_with_its_directory() {
 
 #[test]
 fn a_script_is_named_with_its_interpreter_in_the_arguments() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let dir = program();
     let text_file = dir.path().join("text");
@@ -178,7 +178,7 @@ fn of_a_deep_directory_the_innermost_part_is_told() {
     const DEPTH: usize = 40;
     /// Components that the kernel half walks.
     const KEPT: usize = 24;
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let dir = temporary();
     let names: Vec<String> = (0..DEPTH).map(|n| format!("level-{n}")).collect();
@@ -199,7 +199,7 @@ fn of_a_deep_directory_the_innermost_part_is_told() {
 
 #[test]
 fn the_directory_is_told_as_the_process_sees_it() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let root = program();
     fs::create_dir_all(root.path().join("srv/data")).unwrap();
@@ -228,7 +228,7 @@ fn the_directory_is_told_as_the_process_sees_it() {
 
 #[test]
 fn a_process_is_named_on_the_host_and_in_its_pod() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let named = Named::new();
     let path = text(named.path());
@@ -269,7 +269,7 @@ fn a_process_is_named_on_the_host_and_in_its_pod() {
 
 #[test]
 fn a_process_is_the_same_from_its_exec_to_its_exit() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let before = std::time::SystemTime::now();
     let ran = lab.app.succeed(act(["exit", "0"]));
@@ -301,7 +301,7 @@ fn a_process_is_the_same_from_its_exec_to_its_exit() {
 
 #[test]
 fn a_user_is_named_by_its_number() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let dir = program();
     let path = text(dir.path().join("act"));
@@ -318,7 +318,7 @@ fn a_user_is_named_by_its_number() {
 
 #[test]
 fn a_thread_that_executes_a_program_becomes_its_process() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let path = text(act_path());
     let ran = lab.app.run(act(["threadexec", &path, "exit", "6"]));
@@ -334,7 +334,7 @@ fn a_thread_that_executes_a_program_becomes_its_process() {
 
 #[test]
 fn an_exec_that_fails_is_not_told() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let ran = lab.app.run(act(["in", "/", "/no/such/program"]));
     assert!(!ran.status.success());

@@ -47,7 +47,7 @@ fn assert_each_ended_once(stream: &mut Stream, processes: u64) {
 
 #[test]
 fn an_exit_says_what_the_parent_is_told() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let dir = temporary();
     let dir = dir.path().to_str().unwrap();
@@ -78,7 +78,7 @@ fn an_exit_says_what_the_parent_is_told() {
 #[test]
 fn an_exit_says_how_long_the_process_lived() {
     const SLEEP: Duration = Duration::from_millis(150);
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let began = Instant::now();
     let ran = lab.app.succeed(act(["sleep", "150"]));
@@ -94,7 +94,7 @@ fn an_exit_says_how_long_the_process_lived() {
 
 #[test]
 fn a_process_of_many_threads_ends_once() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     for _ in 0..20 {
         lab.app.succeed(act(["threads", "8"]));
@@ -105,7 +105,7 @@ fn a_process_of_many_threads_ends_once() {
 
 #[test]
 fn a_process_whose_leading_thread_ends_first_ends_with_the_last() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let ran = lab.app.run(act(["threadexit", "7"]));
     stream.through_exit(ran.pid);
@@ -119,7 +119,7 @@ fn a_process_whose_leading_thread_ends_first_ends_with_the_last() {
 #[test]
 fn a_process_whose_threads_end_at_once_ends_once() {
     const PROCESSES: u64 = 200;
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     for _ in 0..PROCESSES {
         let ran = lab.app.run(act(["race", "5"]));

@@ -12,7 +12,7 @@ use dinle_e2e::{
     stream::{Book, Stream},
 };
 use dinle_proto::v1::{
-    DeleteMethod, Event, FileDelete, FileOpen, Filter, Kind, PathSource, StringMatch,
+    DeleteMethod, Event, FileDelete, FileOpen, Filter, Kind, LossStage, PathSource, StringMatch,
     SubscribeRequest, event::Detail, string_match::Pattern,
 };
 use tempfile::TempDir;
@@ -44,7 +44,7 @@ impl Files {
     }
 
     fn by(flags: &[&str], kinds: &[Kind], filter: Filter) -> Self {
-        let lab = Lab::with(flags);
+        let lab = Lab::with(&[flags, &["--sensors", "file"]].concat());
         let dir = temporary();
         let root = text(fs::canonicalize(dir.path()).unwrap());
         let stream = lab.agent.subscribe(below(&root, kinds, filter));
@@ -353,7 +353,7 @@ fn open_detail(detail: &Detail) -> Option<&FileOpen> {
 
 #[test]
 fn paths_are_those_inside_the_container() {
-    let lab = Lab::new();
+    let lab = Lab::of("file");
     let dir = temporary();
     let root = text(fs::canonicalize(dir.path()).unwrap());
     fs::create_dir_all(dir.path().join("inner/var/log")).unwrap();
@@ -408,6 +408,21 @@ fn paths_are_those_inside_the_container() {
     assert!(!deleted.process_args_truncated);
 }
 
+/// include/uapi/linux/magic.h
+const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
+
+/// What kind of filesystem a directory is in.
+fn filesystem_of(directory: &str) -> i64 {
+    let directory = std::ffi::CString::new(directory).unwrap();
+    let mut found = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the path ends with a NUL, and the struct is written or stays zeros.
+    let found = unsafe {
+        assert_eq!(libc::statfs(directory.as_ptr(), found.as_mut_ptr()), 0);
+        found.assume_init()
+    };
+    found.f_type as i64
+}
+
 #[test]
 fn bind_mounts_and_overlays_have_the_paths_that_the_process_sees() {
     let mut files = Files::new(&[Kind::FileDelete]);
@@ -429,9 +444,14 @@ fn bind_mounts_and_overlays_have_the_paths_that_the_process_sees() {
     let overlays = match files.within(&overlay, &["unlinkat", "-", &below]) {
         0 => true,
         error => {
-            println!(
-                "skipped: this kernel or filesystem makes no overlays (act ended with {error})"
+            // Overlays on overlays are refused: tests may run in a container.
+            let kernels = fs::read_to_string("/proc/filesystems").unwrap();
+            let on_overlay = filesystem_of(lower) == OVERLAYFS_SUPER_MAGIC;
+            assert!(
+                !kernels.contains("\toverlay\n") || on_overlay,
+                "act ended with {error}"
             );
+            println!("skipped: this kernel or filesystem makes no overlays");
             false
         }
     };
@@ -613,12 +633,25 @@ fn only_the_pods_files_are_told_and_each_once() {
     files.lab.app.succeed(command("23"));
     other.succeed(command("29"));
     files.settle();
-    assert_eq!(files.stream.book(Kind::FileOpen), Book::complete(24));
+    // Where programs can be preempted (7.x), the kernel skips one that a task on the same CPU is in the middle of. The stream is told.
+    let skipped = |stream: &Stream| stream.told_lost(Kind::FileOpen, LossStage::KernelSkipped);
+    let told = |stream: &Stream| stream.details(open).count() as u64;
+    files
+        .stream
+        .until("each open, or that it was skipped", |stream| {
+            told(stream) + skipped(stream) >= 24
+        });
+    files.stream.heartbeat();
+    if skipped(&files.stream) == 0 {
+        assert_eq!(files.stream.book(Kind::FileOpen), Book::complete(24));
+    } else {
+        assert!(told(&files.stream) < 24, "none is told twice");
+    }
 }
 
 #[test]
 fn filters_leave_only_what_was_asked_for() {
-    let lab = Lab::new();
+    let lab = Lab::of("file");
     let dir = temporary();
     let root = text(fs::canonicalize(dir.path()).unwrap());
     let old = format!("{root}/old");

@@ -61,7 +61,7 @@ impl Gate {
 
 #[test]
 fn by_command_name_program_and_user() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let named = Named::new();
     let path = named.path().to_str().unwrap().to_owned();
     let comm = Filter {
@@ -123,7 +123,7 @@ fn by_command_name_program_and_user() {
 
 #[test]
 fn by_how_a_process_ended() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let filter = Filter {
         exit_failed: true,
         ..Filter::default()
@@ -144,7 +144,7 @@ fn by_how_a_process_ended() {
 
 #[test]
 fn by_process_and_what_it_started() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let gate = Gate::new(&lab.app, &["orphan"]);
     let alone = Gate::new(&lab.app, &["exit", "0"]);
     let rule = |pid, descendants| Filter {
@@ -297,7 +297,7 @@ fn by_label_namespace_pod_and_container() {
 
 #[test]
 fn of_pods_of_the_host_or_of_both() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let host = lab.tree.host("cron.service");
     // The rest of the machine is the host, too.
     let named = Named::new();
@@ -344,7 +344,7 @@ fn of_pods_of_the_host_or_of_both() {
 
 #[test]
 fn what_cannot_be_answered_is_refused() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let refused = |request: SubscribeRequest, field: &str| {
         assert_invalid(
             lab.agent

@@ -1,11 +1,17 @@
 //! What the agent is told when it starts, and what it says of it.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
-use dinle_e2e::agent::{Agent, command, temporary};
-use dinle_proto::v1::Kind;
+use dinle_e2e::{
+    act::dinle,
+    agent::{Agent, command, temporary},
+    bpf, cgroup,
+    stream::Window,
+};
+use dinle_proto::v1::{Kind, SubscribeRequest};
+use tonic::Code;
 
-use crate::{Lab, scope::only_the_pod_is_heard};
+use crate::{Lab, run_some, scope::only_the_pod_is_heard, shop};
 
 fn run(flags: &[&str]) -> Output {
     let (mut command, _, _) = command(flags);
@@ -42,6 +48,10 @@ fn what_cannot_work_is_refused_with_what_would() {
     );
     refused(&["--ring-bytes", "4096"], &["4096", "65536"]);
     refused(&["--ways", "ftrace"], &["ftrace", "--ways"]);
+    refused(
+        &["--sensors", "tpc"],
+        &["tpc", "process, file, tcp, block, drop"],
+    );
     refused(&["--linger", "soon"], &["soon", "--linger"]);
 
     let lab = Lab::new();
@@ -93,6 +103,51 @@ fn a_file_of_pods_that_is_missing_is_waited_for() {
 #[test]
 fn raw_tracepoints_tell_the_same() {
     only_the_pod_is_heard(&["--ways", "raw_tracepoint"]);
+}
+
+#[test]
+fn sensors_that_are_left_out_have_no_programs_and_are_named() {
+    let all = Lab::new();
+    // A hook of drop's is one that the kind exec needs.
+    let lab = Lab::of("drop");
+    let programs = |lab: &Lab| bpf::count(&lab.agent.held(), bpf::Object::Program);
+    assert!(programs(&lab) * 2 < programs(&all), "{}", programs(&lab));
+    for capability in lab.agent.capabilities() {
+        let offered = matches!(capability.kind(), Kind::Drop | Kind::DropCount);
+        assert_eq!(capability.available, offered, "{capability:?}");
+        assert_eq!(
+            capability.reason.ends_with("left out by --sensors"),
+            !offered,
+            "{capability:?}"
+        );
+    }
+    let refused = lab
+        .agent
+        .try_subscribe(Window::Usual, shop())
+        .err()
+        .expect("no kind that was asked for is there");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(
+        refused
+            .message()
+            .contains("process is left out by --sensors"),
+        "{refused}"
+    );
+
+    let mut stream = lab.agent.subscribe(SubscribeRequest {
+        kinds: vec![Kind::Exec.into(), Kind::Drop.into()],
+        ..shop()
+    });
+    let told = stream
+        .plan
+        .notes
+        .iter()
+        .any(|note| note.contains("KIND_EXEC: unavailable"));
+    assert!(told, "{:?}", stream.plan.notes);
+    run_some(&lab.app, 3);
+    stream.heartbeat();
+    stream.heartbeat();
+    assert_eq!(stream.execs().count(), 0);
 }
 
 #[test]
@@ -178,4 +233,58 @@ fn a_check_says_what_the_kernel_takes() {
         }
         assert!(usable > 0, "{text}");
     }
+    // What of it the kinds use.
+    for kind in ["exec", "exit", "fork"] {
+        let line = lines.iter().find(|line| line[..2] == ["KIND", kind]);
+        let ways = line.map(|line| (line[2], line[3]));
+        assert!(
+            matches!(ways, Some(("ok", "tp_btf" | "raw_tracepoint"))),
+            "{kind}: {text}"
+        );
+    }
+}
+
+/// What `dinle doctor` says, a line each, and whether it is content.
+fn doctor(flags: &[&str]) -> (bool, Vec<String>) {
+    let output = Command::new(dinle())
+        .args(["doctor", "--node-name", "test-node", "--cgroup-root"])
+        .arg(cgroup::root())
+        .args(flags)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    (
+        output.status.success(),
+        said.lines().map(str::to_owned).collect(),
+    )
+}
+
+#[test]
+fn a_doctor_finds_what_works_and_what_is_missing() {
+    let lab = Lab::new();
+    let pods = format!("file:{}", lab.agent.pods_file().display());
+    let (content, said) = doctor(&["--pods", &pods]);
+    assert!(content, "{said:#?}");
+    let finds = |said: &[String], words: &[&str]| {
+        said.iter().any(|line| {
+            line.split_whitespace()
+                .take(words.len())
+                .eq(words.iter().copied())
+        })
+    };
+    for words in [
+        &["ok", "types", "/sys/kernel/btf/vmlinux,"][..],
+        &["ok", "cgroups"],
+        &["ok", "pods", &pods, "tells", "of", "1", "pods"],
+        &["ok", "exec", "sched_process_exec"],
+        &["ok", "tcp_session"],
+    ] {
+        assert!(finds(&said, words), "{words:?}: {said:#?}");
+    }
+    let (content, said) = doctor(&["--pods", "file:/no/such/file"]);
+    assert!(!content && finds(&said, &["MISSING", "pods"]), "{said:#?}");
+    assert!(
+        said.iter().any(|line| line.contains("-> ")),
+        "how to mend it: {said:#?}"
+    );
 }

@@ -7,7 +7,7 @@ use crate::{Lab, run_some, shop};
 
 #[test]
 fn a_fork_names_parent_and_child() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let other = lab.tree.host("other");
     let mut stream = lab.agent.subscribe(SubscribeRequest {
         kinds: vec![Kind::Exec.into(), Kind::Exit.into(), Kind::Fork.into()],

@@ -7,7 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dinle_e2e::{act::act, agent::Agent, bpf, patience::eventually, stream::Book};
+use dinle_e2e::{
+    act::{act, dinle},
+    agent::Agent,
+    bpf,
+    patience::eventually,
+    pods::Pod,
+    stream::Book,
+};
 use dinle_proto::v1::{EndReason, Kind, SubscribeRequest, observer_client::ObserverClient};
 
 use crate::{Lab, assert_complete, only, run_some, shop, span};
@@ -324,4 +331,38 @@ fn a_tree_of_cgroups_that_was_there_before_the_agent_is_known() {
     stream.through_exit(waiting.id());
     let exits: Vec<_> = stream.exits().collect();
     assert_eq!(exits.len(), 2);
+}
+
+#[test]
+fn a_selftest_hears_itself_where_it_runs_and_nowhere_else() {
+    let lab = Lab::new();
+    let selftest = |arguments: &[&str]| {
+        let mut command = Command::new(dinle());
+        command
+            .args(["selftest", "--address", &lab.agent.listen.to_string()])
+            .args(arguments);
+        command
+    };
+    let Pod {
+        namespace, name, ..
+    } = &lab.pod;
+    let here = ["--namespace", namespace, "--pod", name];
+    let mut command = selftest(&here);
+    let output = lab.app.enter(&mut command).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    let expected = format!(
+        "heard on node test-node: pod {namespace}/{name}, container app executed this program"
+    );
+    assert!(said.starts_with(&expected), "{said}");
+    // Outside of the pod nothing of it is heard.
+    let output = selftest(&[here.as_slice(), &["--timeout", "2s"]].concat())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("did not tell of this process in time"),
+        "{said}"
+    );
 }

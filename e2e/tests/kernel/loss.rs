@@ -15,7 +15,7 @@ const KINDS: [Kind; 2] = [Kind::Exec, Kind::Exit];
 fn a_ring_that_overflows_loses_what_is_told() {
     /// Children, and the one that runs them.
     const PROCESSES: u64 = 2001;
-    let lab = Lab::with(&["--ring-bytes", "65536"]);
+    let lab = Lab::with(&["--ring-bytes", "65536", "--sensors", "process"]);
     let mut stream = lab.listen();
     assert_eq!(lab.agent.status().ring_bytes, 65536);
     lab.agent.signal(libc::SIGSTOP);
@@ -64,7 +64,7 @@ fn a_subscriber_that_does_not_read_loses_only_its_own() {
     const CHILDREN: u64 = 3000;
     const PROCESSES: u64 = CHILDREN + 1;
     // The whole of it fits into the ring: nothing is lost where a slow machine's reader is late.
-    let lab = Lab::with(&["--ring-bytes", "16777216"]);
+    let lab = Lab::with(&["--ring-bytes", "16777216", "--sensors", "process"]);
     let request = |queue_bytes| SubscribeRequest {
         queue_bytes,
         ..shop()

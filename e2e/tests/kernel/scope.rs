@@ -15,7 +15,7 @@ use crate::{Lab, assert_complete, run_some, shop};
 
 /// What the pod's 23 processes say, of 52 that run.
 pub(crate) fn only_the_pod_is_heard(flags: &[&str]) {
-    let lab = Lab::with(flags);
+    let lab = Lab::with(&[flags, &["--sensors", "process"]].concat());
     let (_, elsewhere) = lab.tree.app("unknown");
     let host = lab.tree.host("cron.service");
     let mut stream = lab.listen();
@@ -70,7 +70,7 @@ fn only_the_pod_that_was_asked_for_is_heard() {
 
 #[test]
 fn what_is_below_a_container_is_the_containers() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let before = lab.app.child("init.scope").child("deep");
     let mut stream = lab.listen();
     let after = lab.app.child("system.slice").child("new.service");
@@ -90,7 +90,7 @@ fn what_is_below_a_container_is_the_containers() {
 #[test]
 fn the_first_program_of_a_new_container_is_heard() {
     const CONTAINERS: usize = 50;
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     let mut ids = BTreeSet::new();
     let mut last = 0;
@@ -116,7 +116,7 @@ fn the_first_program_of_a_new_container_is_heard() {
 #[test]
 fn a_container_that_lives_for_a_moment_is_heard_to_its_end() {
     const CONTAINERS: usize = 20;
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     for _ in 0..CONTAINERS {
         let container = lab.tree.container(&lab.pod, &container_id());
@@ -164,7 +164,7 @@ fn a_pod_that_starts_later_is_heard() {
 
 #[test]
 fn a_cgroup_that_is_gone_leaves_the_scope() {
-    let lab = Lab::new();
+    let lab = Lab::of("process");
     let mut stream = lab.listen();
     eventually("the pod and its container are in scope", || {
         lab.agent.status().cgroups_in_scope == 2

@@ -38,6 +38,12 @@ fn sessions(stream: &Stream) -> Vec<(&Event, &TcpSession)> {
     stream.details(pick).collect()
 }
 
+/// All but segments that were sent again: on a machine that is slow, TCP takes some for lost.
+fn but_segments(stream: &Stream) -> Vec<&Event> {
+    let again = |event: &&Event| matches!(event.detail, Some(Detail::TcpRetransmit(_)));
+    stream.events.iter().filter(|event| !again(event)).collect()
+}
+
 fn connects(stream: &Stream) -> Vec<(&Event, &TcpConnect)> {
     fn pick(detail: &Detail) -> Option<&TcpConnect> {
         match detail {
@@ -128,7 +134,7 @@ fn knows(lab: &Lab, pods: &[&Pod]) {
 
 impl Shop {
     fn new() -> Self {
-        let lab = Lab::new();
+        let lab = Lab::of("tcp");
         let (cart_pod, cart) = lab.tree.app("cart");
         knows(&lab, &[&lab.pod, &cart_pod]);
         Self { lab, cart }
@@ -168,7 +174,7 @@ fn a_connection_is_told(address: &str) {
         [TcpState::FinWait2, TcpState::FinWait1].contains(&session.state()),
         "{session:?}"
     );
-    assert_eq!((session.error, session.retransmits), (0, 0));
+    assert_eq!(session.error, 0);
     assert!(!session.began_before && !session.open);
     assert!(session.duration.is_some());
     let (near, far) = (
@@ -196,7 +202,7 @@ fn a_connection_is_told(address: &str) {
         session.local.clone().unwrap(),
     );
     assert_eq!(ends, (near, far), "the other way round");
-    assert_eq!(stream.events.len(), 2, "{:?}", stream.events);
+    assert_eq!(but_segments(&stream).len(), 2, "{:?}", stream.events);
     assert!(stream.losses.is_empty());
 }
 
@@ -213,7 +219,7 @@ fn a_connection_of_ipv6_is_told_by_both_ends_to_the_byte() {
 #[test]
 fn the_other_end_has_the_name_of_the_pod_that_has_its_address() {
     const SERVER: &str = "127.77.0.1";
-    let lab = Lab::new();
+    let lab = Lab::of("tcp");
     let web = lab.pod.clone().address(SERVER).address("fd00::77");
     knows(&lab, &[&web, &Pod::new("other")]);
     let mut stream = lab.agent.subscribe(request());
@@ -244,7 +250,7 @@ fn the_other_end_has_the_name_of_the_pod_that_has_its_address() {
 
 #[test]
 fn only_sessions_of_the_pod_are_heard() {
-    let lab = Lab::new();
+    let lab = Lab::of("tcp");
     let (_, elsewhere) = lab.tree.app("unknown");
     let mut stream = lab.agent.subscribe(request());
     let mut server = Talker::start(
@@ -273,7 +279,7 @@ fn only_sessions_of_the_pod_are_heard() {
 
 #[test]
 fn a_filter_of_ports_tells_one_server_from_another() {
-    let lab = Lab::new();
+    let lab = Lab::of("tcp");
     let server = || {
         let mut server = Talker::start(
             &lab.tree.host("server.service"),
@@ -329,9 +335,9 @@ fn a_reset_is_told_by_who_sends_and_by_who_gets_it() {
         );
         client.finish();
         server.finish();
-        stream.until("all four", |stream| stream.events.len() >= 4);
+        stream.until("all four", |stream| but_segments(stream).len() >= 4);
         stream.heartbeat();
-        assert_eq!(stream.events.len(), 4, "{:?}", stream.events);
+        assert_eq!(but_segments(&stream).len(), 4, "{:?}", stream.events);
 
         let (_, connected) = session_of(&stream, TcpDirection::Connect);
         let (_, accepted) = session_of(&stream, TcpDirection::Accept);
@@ -372,14 +378,14 @@ fn a_reset_is_told_by_who_sends_and_by_who_gets_it() {
 
 #[test]
 fn closing_with_unread_bytes_is_a_reset() {
-    let lab = Lab::new();
+    let lab = Lab::of("tcp");
     let mut stream = lab.agent.subscribe(request());
     let ran = lab.app.succeed(act(["tcp", "unread"]));
     stream.until("both ends, and both resets", |stream| {
-        stream.events.len() >= 4
+        but_segments(stream).len() >= 4
     });
     stream.heartbeat();
-    assert_eq!(stream.events.len(), 4, "{:?}", stream.events);
+    assert_eq!(but_segments(&stream).len(), 4, "{:?}", stream.events);
     let (_, accepted) = session_of(&stream, TcpDirection::Accept);
     assert_eq!(accepted.end(), TcpEnd::RstSent);
     assert_eq!(accepted.bytes_received, 5);
@@ -390,7 +396,7 @@ fn closing_with_unread_bytes_is_a_reset() {
 
 #[test]
 fn a_listener_that_has_no_room_resets_whom_it_names() {
-    let lab = Lab::new();
+    let lab = Lab::of("tcp");
     let mut stream = lab.agent.subscribe(SubscribeRequest {
         kinds: vec![Kind::TcpReset.into()],
         ..request()
@@ -425,12 +431,12 @@ fn a_listener_that_has_no_room_resets_whom_it_names() {
 
 #[test]
 fn a_session_that_is_closed_one_way_first_counts_both_ways() {
-    let lab = Lab::new();
+    let lab = Lab::of("tcp");
     let mut stream = lab.agent.subscribe(request());
     lab.app.succeed(act(["tcp", "halfclosed"]));
     stream.until("both ends", |stream| sessions(stream).len() >= 2);
     stream.heartbeat();
-    assert_eq!(stream.events.len(), 2, "{:?}", stream.events);
+    assert_eq!(but_segments(&stream).len(), 2, "{:?}", stream.events);
     let (_, connected) = session_of(&stream, TcpDirection::Connect);
     assert_eq!(connected.end(), TcpEnd::FinSent);
     assert_eq!((connected.bytes_sent, connected.bytes_received), (11, 1300));
@@ -441,7 +447,7 @@ fn a_session_that_is_closed_one_way_first_counts_both_ways() {
 
 #[test]
 fn connects_that_fail_say_why_and_how_long_it_took() {
-    let lab = Lab::new();
+    let lab = Lab::of("tcp");
     let mut stream = lab.agent.subscribe(request());
     let mut refused = Talker::start(&lab.app, &["refused", "127.0.0.1"]);
     let port: u32 = refused.line().parse().unwrap();
@@ -506,7 +512,7 @@ fn sees_immediate_failures(lab: &Lab) -> bool {
 
 #[test]
 fn a_connect_without_a_way_is_told_where_the_kernel_lets_it_be_seen() {
-    let lab = Lab::new();
+    let lab = Lab::of("tcp");
     let seen = sees_immediate_failures(&lab);
     let mut stream = lab.agent.subscribe(request());
     let ran = lab.app.succeed(act(["tcp", "unroutable"]));
@@ -530,7 +536,7 @@ fn a_connect_without_a_way_is_told_where_the_kernel_lets_it_be_seen() {
 
 #[test]
 fn each_segment_that_is_sent_again_is_told() {
-    let lab = Lab::new();
+    let lab = Lab::of("tcp");
     let mut stream = lab.agent.subscribe(request());
     let mut talker = Talker::start(&lab.app, &["lossy", "700"]);
     let line = talker.line();
@@ -560,7 +566,7 @@ fn each_segment_that_is_sent_again_is_told() {
 
 #[test]
 fn a_session_whose_peer_falls_silent_times_out() {
-    let lab = Lab::new();
+    let lab = Lab::of("tcp");
     let mut stream = lab.agent.subscribe(request());
     let ran = lab.app.succeed(act(["tcp", "stuck"]));
     stream.until("the end of one", |stream| {

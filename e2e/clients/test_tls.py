@@ -1,0 +1,187 @@
+"""TLS and Unix sockets: gRPC's own client and ours, with certificates that openssl made."""
+
+import os
+import socket
+import stat
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+
+import node
+from certificates import NAME, Authority
+from conftest import NODE, PATIENCE_SECONDS, PODS
+
+class Secured:
+    """An agent that also listens with TLS and at a Unix socket."""
+
+    def __init__(self, directory: Path):
+        self.authority = Authority(directory / "ours", "ours")
+        self.certificate, self.key = directory / "tls.crt", directory / "tls.key"
+        self.use(*self.authority.sign("agent", "/CN=agent"))
+        self.client = self.authority.sign("jane", "/O=dev/CN=jane")
+        self.address = f"127.0.0.1:{node.free_port()}"
+        self.socket = directory / "dinle.sock"
+        self.agent = node.Agent(
+            PODS, NODE,
+            "--tls-cert", str(self.certificate), "--tls-key", str(self.key),
+            "--tls-client-ca", str(self.authority.path("crt")),
+            "--socket-mode", "0660",
+            listen=(f"tls:{self.address}", f"unix:{self.socket}"),
+        )
+
+    def use(self, certificate: Path, key: Path) -> None:
+        """As the kubelet does: both at once would be better, but it has no such means either."""
+        for given, place in [(certificate, self.certificate), (key, self.key)]:
+            new = place.with_suffix(".new")
+            new.write_bytes(given.read_bytes())
+            new.rename(place)
+
+    def channel(self, authority: Authority | None = None, client: tuple[Path, Path] | None = None) -> grpc.Channel:
+        certificate, key = [path.read_bytes() for path in client] if client else (None, None)
+        roots = (authority or self.authority).path("crt").read_bytes()
+        credentials = grpc.ssl_channel_credentials(roots, key, certificate)
+        # Each has a connection of its own, so that none speaks for another.
+        return grpc.secure_channel(self.address, credentials, [("grpc.use_local_subchannel_pool", 1)])
+
+    def metric(self, name: str) -> int:
+        line = next(line for line in self.agent.get("/metrics")[1].splitlines() if line.startswith(f"{name} "))
+        return int(line.split()[1])
+
+
+@pytest.fixture(scope="module")
+def secured(pods, tmp_path_factory):
+    secured = Secured(tmp_path_factory.mktemp("tls"))
+    with secured.agent:
+        yield secured
+
+
+def status(channel: grpc.Channel, v1):
+    with channel:
+        return v1.ObserverStub(channel).GetStatus(v1.GetStatusRequest(), timeout=PATIENCE_SECONDS)
+
+
+def refused(channel: grpc.Channel, v1) -> None:
+    with pytest.raises(grpc.RpcError) as error:
+        status(channel, v1)
+    assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_who_has_a_certificate_is_let_in_and_nobody_else(secured, v1, tmp_path):
+    assert status(secured.channel(client=secured.client), v1).node == NODE
+    before = secured.metric("dinle_tls_handshake_failures_total")
+    refused(secured.channel(), v1)
+    strangers = Authority(tmp_path, "theirs")
+    refused(secured.channel(client=strangers.sign("jane", "/O=dev/CN=jane")), v1)
+    refused(grpc.insecure_channel(secured.address), v1)
+    with socket.create_connection(secured.address.split(":")) as http1:
+        http1.sendall(b"GET / HTTP/1.1\r\nHost: agent\r\n\r\n")
+        assert len(http1.recv(1000)) < 16
+    assert secured.metric("dinle_tls_handshake_failures_total") >= before + 4
+    assert status(secured.channel(client=secured.client), v1).node == NODE
+
+
+def test_a_thousand_that_say_nothing_keep_nobody_out(secured, v1):
+    silent = [socket.create_connection(secured.address.split(":")) for _ in range(1000)]
+    try:
+        assert status(secured.channel(client=secured.client), v1).node == NODE
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_the_log_says_who_listened_to_what(secured, pods, v1):
+    def told(*words: str) -> bool:
+        return any(all(word in line for word in words) for line in secured.agent.log.read_text().splitlines())
+
+    selector = v1.Selector(namespaces=[pods["web"].namespace], label_selector="audit=yes")
+    channel = grpc.insecure_channel(f"unix:{secured.socket}", [("grpc.default_authority", "localhost")])
+    with channel:
+        observer = v1.ObserverStub(channel)
+        list(observer.Subscribe(v1.SubscribeRequest(kinds=[v1.KIND_EXIT], selector=selector, max_duration={"nanos": 10**8})))
+        asked = ["peer=\"unix:0\"", 'kinds="exit"', f'selector="namespaces={pods["web"].namespace} labels=audit=yes"']
+        assert told("dinle::audit", "stream begins", *asked)
+        node.wait_until(
+            lambda: told("stream ends", *asked, "events=0", "lost=0", 'reason="MAX_DURATION"'), PATIENCE_SECONDS, "the end is told"
+        )
+        with pytest.raises(grpc.RpcError):
+            list(observer.Subscribe(v1.SubscribeRequest(kinds=[77])))
+        assert told("stream refused", 'kinds="77"', 'code="InvalidArgument"')
+    with secured.channel(client=secured.client) as channel:
+        request = v1.SubscribeRequest(kinds=[v1.KIND_EXEC], selector=selector)
+        messages = v1.ObserverStub(channel).Subscribe(request, timeout=PATIENCE_SECONDS)
+        assert next(messages).WhichOneof("message") == "plan"
+        listening = v1.ObserverStub(channel).GetStatus(v1.GetStatusRequest()).subscriptions
+        assert [(stream.caller.user, list(stream.caller.groups)) for stream in listening] == [("jane", ["dev"])]
+        messages.cancel()
+    node.wait_until(
+        lambda: told("stream ends", 'user="jane"', 'groups="dev"', 'reason="CLIENT_LEFT"'), PATIENCE_SECONDS, "that she left is told"
+    )
+
+
+def test_a_certificate_is_renewed_under_a_stream(secured, pods, v1, tmp_path):
+    request = v1.SubscribeRequest(kinds=[v1.KIND_EXEC], selector=v1.Selector(pods=[pods["checkout"].name]))
+    with secured.channel(client=secured.client) as channel:
+        messages = v1.ObserverStub(channel).Subscribe(request, timeout=60 + PATIENCE_SECONDS)
+        assert next(messages).WhichOneof("message") == "plan"
+
+        # A key of another certificate: the old pair stays in use.
+        _, other = secured.authority.sign("other", "/CN=other")
+        secured.use(secured.certificate, other)
+        node.wait_until(lambda: secured.metric("dinle_tls_reload_failures_total") == 1, 30, "the wrong key is noticed")
+        assert "tls.key is not that of the certificate" in secured.agent.log.read_text()
+        assert status(secured.channel(client=secured.client), v1).node == NODE
+
+        others = Authority(tmp_path, "others")
+        secured.use(*others.sign("agent", "/CN=agent"))
+
+        def renewed() -> bool:
+            try:
+                return status(secured.channel(others, secured.client), v1).node == NODE
+            except grpc.RpcError:
+                return False
+
+        node.wait_until(renewed, 30, "the new certificate is in use")
+        refused(secured.channel(client=secured.client), v1)
+        assert secured.metric("dinle_tls_certificate_expiry_timestamp_seconds") > 0
+
+        pods["checkout"].run("true")
+        heard = next(event for message in messages for event in message.batch.events)
+        assert heard.exec.args[0] == "true"
+
+
+def test_a_socket_is_for_this_machine(secured, v1):
+    assert stat.S_IMODE(os.stat(secured.socket).st_mode) == 0o660
+    # gRPC's C core names the path as the authority, which the HTTP/2 of others refuses.
+    options = [("grpc.default_authority", "localhost")]
+    assert status(grpc.insecure_channel(f"unix:{secured.socket}", options), v1).node == NODE
+    told = subprocess.run([node.binary(), "status", "--address", f"unix:{secured.socket}"], capture_output=True, text=True)
+    assert told.returncode == 0 and NODE in told.stdout, told
+
+
+def test_our_own_client_speaks_tls_and_says_what_is_wrong(tmp_path):
+    secured = Secured(tmp_path)
+    certificate, key = secured.client
+    ours = ["--tls-ca", secured.authority.path("crt"), "--tls-client-cert", certificate, "--tls-client-key", key]
+
+    def ask(*flags: str | Path) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [node.binary(), "status", "--address", f"https://{secured.address}", *flags], capture_output=True, text=True
+        )
+
+    with secured.agent:
+        told = ask(*ours)
+        assert told.returncode == 0 and NODE in told.stdout, told
+        assert ask(*ours, "--tls-server-name", NAME).returncode == 0
+        for flags, hint in [
+            (ours[:2], "perhaps it wants a certificate of yours, see --tls-client-cert"),
+            (ours[2:], "does its certificate have that name and an issuer that --tls-ca names?"),
+            ([*ours, "--tls-server-name", "another.test"], "does its certificate have that name"),
+            (["--tls-ca", tmp_path / "none"], "none cannot be read"),
+        ]:
+            told = ask(*flags)
+            assert told.returncode == 1 and hint in told.stderr, (flags, told)
+            assert len(told.stderr.splitlines()) == 1, told.stderr
+        assert secured.socket.exists()
+    assert not secured.socket.exists()

@@ -1,0 +1,317 @@
+"""`kubectl dinle`: the streams of all nodes that matter as one, through the API server, with a user's own rights."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import threading
+from contextlib import contextmanager
+
+import pytest
+import yaml
+from node import binary, wait_until
+
+from conftest import PATIENCE_SECONDS, SOON_SECONDS, empty_namespace
+
+IMAGE = os.environ.get("DINLE_TEST_IMAGE", "localhost/busybox:1")
+# The agents' namespace, and everything that a listener needs there.
+AGENTS = "dinle"
+LIST = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
+FORWARD = {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]}
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory):
+    """`kubectl dinle`, as kubectl finds it: the same binary by another name."""
+    directory = tmp_path_factory.mktemp("plugin")
+    (directory / "kubectl-dinle").symlink_to(binary())
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{directory}"}
+
+    def command(*arguments: str, kubeconfig: str | None = None) -> tuple[list[str], dict]:
+        extra = {"KUBECONFIG": kubeconfig} if kubeconfig else {}
+        return [os.environ.get("KUBECTL", "kubectl"), "dinle", *arguments], environment | extra
+
+    return command
+
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def shop(kubectl, agents):
+    """A namespace of the test's own. Its predecessor's may take a while to go."""
+    with empty_namespace(kubectl, f"dinle-e2e-plugin-{next(NUMBERS)}") as name:
+        yield name
+
+
+def sleeper(namespace: str, name: str, node: str, app: str = "web") -> dict:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": name, "labels": {"app": app}},
+        "spec": {
+            "nodeName": node,
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 0,
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [
+                {"name": "main", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["/bin/sleep", "3600"]}
+            ],
+        },
+    }
+
+
+def start(kubectl, *pods: dict) -> None:
+    kubectl.create(*pods)
+    for pod in pods:
+        meta = pod["metadata"]
+        kubectl("-n", meta["namespace"], "wait", "--for=condition=Ready", f"pod/{meta['name']}", f"--timeout={PATIENCE_SECONDS}s")
+
+
+def run(kubectl, namespace: str, pod: str, times: int) -> None:
+    """Executes /bin/true in a pod, so many times."""
+    script = f"i=0; while [ $i -lt {times} ]; do /bin/true {pod}; i=$((i+1)); done"
+    kubectl("-n", namespace, "exec", pod, "--", "/bin/sh", "-c", script)
+
+
+class Watch:
+    """A running `kubectl dinle watch -o json`."""
+
+    def __init__(self, command: list[str], environment: dict):
+        self.changed = threading.Condition()
+        self.events, self.said = [], []
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.threads = [
+            threading.Thread(target=self.read, args=(self.process.stdout, lambda line: self.events.append(json.loads(line)))),
+            threading.Thread(target=self.read, args=(self.process.stderr, lambda line: self.said.append(line.rstrip()))),
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def read(self, pipe, take) -> None:
+        for line in pipe:
+            with self.changed:
+                take(line)
+                self.changed.notify_all()
+
+    def wait(self, condition, what: str) -> None:
+        with self.changed:
+            held = self.changed.wait_for(condition, PATIENCE_SECONDS)
+            assert held, f"{what}: not within {PATIENCE_SECONDS} s; it said {self.said}, and told {self.events[-5:]}"
+
+    def trues(self, pod: str) -> int:
+        """How often /bin/true was told of a pod."""
+        return sum(event["exec"]["args"] == ["/bin/true", pod] for event in self.events)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        code = self.process.wait(SOON_SECONDS)
+        for thread in self.threads:
+            thread.join()
+        return code
+
+
+@contextmanager
+def watching(plugin, *arguments: str, nodes: set[str] = frozenset()):
+    """A watch of executions, once each of these nodes has its stream."""
+    watch = Watch(*plugin("watch", "--kinds", "exec", "-o", "json", *arguments))
+    try:
+        wait_until(lambda: listening(plugin, set(nodes)), PATIENCE_SECONDS, f"streams from {nodes}: {watch.said}")
+        yield watch
+    finally:
+        watch.process.kill()
+        watch.process.wait()
+
+
+def listening(plugin, nodes: set[str]) -> bool:
+    """Whether each of these nodes has a stream."""
+    command, environment = plugin("status", "-o", "json")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    pages = [json.loads(line)["status"] for line in done.stdout.splitlines()]
+    return nodes <= {page["node"] for page in pages if page.get("subscriptions")}
+
+
+def test_all_nodes_are_one_stream_in_order_with_books_of_each(kubectl, agents, shop, plugin):
+    where = {f"web-{node}": node for node in agents}
+    start(kubectl, *(sleeper(shop, name, node) for name, node in where.items()))
+    # The agents end it, with their last books.
+    with watching(plugin, "-n", shop, "-l", "app=web", "--duration", "10s", nodes=set(agents)) as watch:
+        for name in where:
+            run(kubectl, shop, name, 20)
+        watch.wait(lambda: all(watch.trues(name) == 20 for name in where), "20 of each")
+        assert watch.process.wait(PATIENCE_SECONDS) == 0
+        watch.stop()
+    assert {event["workload"]["pod"]: event["workload"]["node"] for event in watch.events} == where
+    times = [event["time"] for event in watch.events]
+    assert times == sorted(times)
+    for node in agents:
+        [books] = [line for line in watch.said if line.startswith(f"{node}: books: exec matched ")]
+        assert books.endswith("+ lost 0"), books
+
+
+def test_only_the_nodes_of_what_is_asked_for_are_asked(kubectl, agents, shop, plugin):
+    first, second = sorted(agents)[:2]
+    start(kubectl, sleeper(shop, "here", first), sleeper(shop, "there", second))
+    with watching(plugin, "-n", shop, "here", nodes={first}) as watch:
+        run(kubectl, shop, "there", 3)
+        run(kubectl, shop, "here", 3)
+        watch.wait(lambda: watch.trues("here") == 3, "3 of the pod that was asked for")
+        assert watch.stop() == 0
+    assert watch.trues("there") == 0
+    assert not any(line.startswith(f"{second}:") for line in watch.said)
+
+
+def test_a_pod_that_starts_on_another_node_later_is_heard(kubectl, agents, shop, plugin):
+    first, second = sorted(agents)[:2]
+    start(kubectl, sleeper(shop, "early", first, "moving"))
+    with watching(plugin, "-n", shop, "-l", "app=moving", nodes={first}) as watch:
+        start(kubectl, sleeper(shop, "late", second, "moving"))
+        wait_until(lambda: listening(plugin, {first, second}), PATIENCE_SECONDS, "a stream from the other node")
+        run(kubectl, shop, "late", 5)
+        watch.wait(lambda: watch.trues("late") == 5, "5 of the pod that came later")
+        assert watch.stop() == 0
+
+
+def test_an_agent_that_is_replaced_is_heard_again_and_the_gap_is_told(kubectl, agents, shop, plugin):
+    first, second = sorted(agents)[:2]
+    start(kubectl, sleeper(shop, "one", first), sleeper(shop, "two", second))
+    with watching(plugin, "-n", shop, nodes={first, second}) as watch:
+        [agent] = [
+            pod["metadata"]["name"]
+            for pod in kubectl.json("-n", AGENTS, "get", "pods", "-l", "app.kubernetes.io/name=dinle")["items"]
+            if pod["spec"]["nodeName"] == first
+        ]
+        kubectl("-n", AGENTS, "delete", "pod", agent, "--wait=false")
+        again = re.compile(rf"^{first}: heard again; what happened there in the [\d.]+ s since [\d:.]+ is not told$")
+        watch.wait(lambda: any(again.match(line) for line in watch.said), "that the node is heard again")
+        assert any(line.startswith(f"{first}: not heard any more: ") for line in watch.said)
+        assert not any(line.startswith(f"{second}: not heard") for line in watch.said), "the others go on"
+        run(kubectl, shop, "one", 4)
+        run(kubectl, shop, "two", 4)
+        watch.wait(lambda: watch.trues("one") == 4 and watch.trues("two") == 4, "4 of each")
+        assert watch.stop() == 0
+
+
+def test_a_count_is_that_of_all_nodes_together(kubectl, agents, shop, plugin):
+    start(kubectl, *(sleeper(shop, f"web-{node}", node) for node in agents))
+    with watching(plugin, "-n", shop, "--count", "5", nodes=set(agents)) as watch:
+        for node in agents:
+            run(kubectl, shop, f"web-{node}", 4)
+        assert watch.process.wait(PATIENCE_SECONDS) == 0
+        watch.stop()
+    assert len(watch.events) == 5
+    # What came is in the books of its node, also what was not printed.
+    books = [line for line in watch.said if ": books: exec matched" in line]
+    assert len(books) == len(agents), watch.said
+    assert not [line for line in watch.said if "not in these books yet" in line], watch.said
+
+
+@contextmanager
+def user(kubectl, tmp_path, rules: dict[str, list[dict]]):
+    """The kubeconfig of somebody who may do this much in these namespaces."""
+    name = "dinle-e2e-user"
+    made = []
+    try:
+        for namespace, allowed in rules.items():
+            meta = {"namespace": namespace, "name": name}
+            kubectl.create(
+                {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta, "rules": allowed},
+                {
+                    "apiVersion": "rbac.authorization.k8s.io/v1",
+                    "kind": "RoleBinding",
+                    "metadata": meta,
+                    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+                    "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": name}],
+                },
+            )
+            made.append(namespace)
+        config = yaml.safe_load(kubectl("config", "view", "--raw", "--minify", "--flatten"))
+        for entry in config["users"]:
+            entry["user"]["as"] = name
+        path = tmp_path / "kubeconfig"
+        path.write_text(yaml.safe_dump(config))
+        yield str(path)
+    finally:
+        for namespace in made:
+            kubectl("-n", namespace, "delete", "role,rolebinding", name)
+
+
+@pytest.mark.parametrize(
+    ("in_agents", "in_shop", "expected"),
+    [
+        ([], [LIST], f"you may not list and watch pods in namespace {AGENTS}"),
+        ([LIST, FORWARD], [], "you may not list and watch pods in namespace dinle-e2e-plugin-"),
+        ([LIST], [LIST], "it takes the permission to `get` and `create` `pods/portforward` in that namespace"),
+    ],
+)
+def test_what_a_user_may_not_do_is_said(kubectl, agents, shop, plugin, tmp_path, in_agents, in_shop, expected):
+    start(kubectl, sleeper(shop, "web", sorted(agents)[0]))
+    rules = {namespace: rules for namespace, rules in ((AGENTS, in_agents), (shop, in_shop)) if rules}
+    with user(kubectl, tmp_path, rules) as kubeconfig:
+        command, environment = plugin("watch", "-n", shop, kubeconfig=kubeconfig)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert expected in done.stderr
+
+
+def test_a_user_with_rights_in_two_namespaces_alone_is_served(kubectl, agents, shop, plugin, tmp_path):
+    node = sorted(agents)[0]
+    start(kubectl, sleeper(shop, "web", node))
+    with user(kubectl, tmp_path, {AGENTS: [LIST, FORWARD], shop: [LIST]}) as kubeconfig:
+        command, environment = plugin("workloads", "-n", shop, "web", kubeconfig=kubeconfig)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {tuple(line.split()[:3]) for line in done.stdout.splitlines()[1:]} == {(node, shop, "web")}
+
+
+def test_a_cluster_without_agents_says_so(kubectl, agents, shop, plugin):
+    command, environment = plugin("watch", "-n", shop, "--agent-namespace", shop)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 1
+    assert f"no pod in namespace {shop} has the labels" in done.stderr
+    assert "--agent-namespace names another one" in done.stderr
+
+
+def test_that_some_nodes_are_not_heard_is_told_by_the_exit_status(kubectl, agents, shop, plugin):
+    heard, other = sorted(agents)[:2]
+    start(kubectl, sleeper(shop, "here", heard), sleeper(shop, "there", other))
+    # With this label of one agent's, the other is none.
+    label = "dinle-e2e/heard"
+    kubectl("-n", AGENTS, "label", "pod", agents[heard], f"{label}=yes")
+    try:
+        for asked in (["workloads"], ["watch", "--explain"], ["watch", "--duration", "3s"]):
+            command, environment = plugin(*asked, "-n", shop, "--agent-selector", label)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+            assert done.returncode == 3, f"{asked}: {done}"
+            assert re.search(rf"^{other}: .*no agent runs there$", done.stderr, re.MULTILINE), f"{asked}: {done}"
+            assert heard in done.stdout or asked[-1] == "3s", f"{asked}: {done}"
+    finally:
+        kubectl("-n", AGENTS, "label", "pod", agents[heard], f"{label}-")
+
+
+def test_a_template_is_for_each_event_of_all_nodes(kubectl, agents, shop, plugin):
+    start(kubectl, *(sleeper(shop, f"web-{node}", node) for node in agents))
+    arguments = ("watch", "-n", shop, "--kinds", "exec", "--count", str(len(agents)))
+    command, environment = plugin(*arguments, "-o", 'jsonpath={.workload.node} {.exec.args[1]}{"\\n"}')
+    watch = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: listening(plugin, set(agents)), PATIENCE_SECONDS, "streams from all nodes")
+        for node in agents:
+            kubectl("-n", shop, "exec", f"web-{node}", "--", "/bin/true", f"in-{node}")
+        told, said = watch.communicate(timeout=PATIENCE_SECONDS)
+    finally:
+        watch.kill()
+        watch.wait()
+    assert sorted(told.splitlines()) == sorted(f"{node} in-{node}" for node in agents), said
+
+
+def test_a_doctor_in_an_agents_pod_is_content(kubectl, agents):
+    said = kubectl("-n", AGENTS, "exec", "daemonset/dinle", "--", "/dinle", "doctor")
+    lines = [line.split() for line in said.splitlines()]
+    assert not [line for line in lines if line[0] == "MISSING"], said
+    [pods] = [line for line in lines if line[:2] == ["ok", "pods"]]
+    assert pods[2:5] == ["kube", "tells", "of"] and pods[-1] in agents, said
+    assert ["less", "rights"] in [line[:2] for line in lines], "without SYSLOG: the chart's default"
