@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench vm cluster check fix clean
+.PHONY: help build dist test demo bench vm cluster check fix clean
 
 # dev or release.
 PROFILE ?= dev
@@ -17,6 +17,10 @@ help: ## list the targets
 build: ## build the one binary, target/<host>/debug/dinle (PROFILE=release for the one to ship)
 	@e2e/setup build
 	cargo build --workspace --profile $(PROFILE)
+
+dist: ## build what is shipped, for both architectures: target/dist has the image's content, and archives of the kubectl plugin
+	@e2e/dist amd64
+	@e2e/dist arm64
 
 test: ## run every test that this machine can run, cheapest first; the last line sums them up
 	@e2e/run-tests
@@ -40,10 +44,10 @@ cluster: ## run the cluster tests: in the cluster of KUBECONFIG, or in one that 
 check: ## look for what is wrong without running it: rustfmt, clippy, buf, shellcheck, cargo-deny
 	@e2e/setup check
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	DINLE_EBPF_DENY_WARNINGS=1 cargo clippy --workspace --all-targets --locked -- -D warnings
 	target/venv/bin/buf lint proto
 	target/venv/bin/buf format --diff --exit-code proto
-	shellcheck e2e/setup .ci/run
+	shellcheck e2e/setup e2e/cross e2e/debian e2e/dist e2e/stranger .ci/run
 	@if cargo deny --version >/dev/null 2>&1; then \
 		echo cargo deny check bans licenses sources; cargo deny check bans licenses sources; \
 	else \
