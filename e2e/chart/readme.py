@@ -25,7 +25,7 @@ helm test dinle --namespace dinle --logs
 | capabilities | none but `BPF` and `PERFMON` | `kernelSymbols`, `extraCapabilities`, `privileged` |
 | seccomp | `RuntimeDefault` | `securityContext` |
 | file system | read-only; the node's `/sys/fs/cgroup` is mounted, read-only | `extraVolumes` |
-| network | the pod's own; gRPC on its loopback, metrics and probes on its address | `grpc.insecure` |
+| network | the pod's own; gRPC on its loopback, metrics and probes on its address | `grpc.tls`, `grpc.insecure` |
 | processes | the pod's own | `hostPID` |
 | the API server | get, list and watch pods | `rbac.create: false` for less |
 

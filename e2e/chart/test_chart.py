@@ -1,6 +1,8 @@
 """The chart as a whole, and what holds whatever the values are."""
 
+import base64
 import re
+import subprocess
 
 import pytest
 import yaml
@@ -183,3 +185,28 @@ def test_without_tests_nothing_of_them_is_left():
     values = {"tests": {"enabled": False}}
     assert [object for object in objects(values) if is_test(object)] == []
     assert "helm test" not in texts(values)["dinle/templates/NOTES.txt"]
+
+
+def test_certificates_that_helm_makes_are_those_that_both_sides_ask_for(tmp_path):
+    values = {"grpc": {"tls": {"generate": True}}, "fullnameOverride": "ears"}
+    secrets = {object["metadata"]["name"]: object for object in objects(values) if object["kind"] == "Secret"}
+    assert set(secrets) == {"ears-tls", "ears-client-tls"}
+    for name, secret in secrets.items():
+        files = {file: tmp_path / f"{name}.{file}" for file in ["ca.crt", "tls.crt", "tls.key"]}
+        for file, path in files.items():
+            path.write_bytes(base64.b64decode(secret["data"][file]))
+        purpose = ["-purpose", "sslserver", "-verify_hostname", "ears"] if name == "ears-tls" else ["-purpose", "sslclient"]
+        openssl("verify", *purpose, "-CAfile", files["ca.crt"], files["tls.crt"])
+        told = openssl("x509", "-noout", "-checkend", 9 * 365 * 86400, "-pubkey", "-in", files["tls.crt"])
+        assert openssl("pkey", "-pubout", "-in", files["tls.key"]) in told
+    authorities = {secret["data"]["ca.crt"] for secret in secrets.values()}
+    assert len(authorities) == 1
+    subject = openssl("x509", "-noout", "-subject", "-in", tmp_path / "ears-client-tls.tls.crt")
+    # The user, in what agents log.
+    assert subject.split() == ["subject=CN", "=", "ears-client"]
+
+
+def openssl(*arguments) -> str:
+    done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -197,16 +197,14 @@ def check_notes(kubectl, v1, notes: str, node: str, tmp_path: Path) -> None:
     assert event["exec"]
 
 
-def check_tls(kubectl, v1, authority: Authority) -> None:
+def check_tls(kubectl, v1, name: str, roots: bytes, certificate: bytes, key: bytes) -> None:
     """Besides the agents' own loopback there is a port for those who have a certificate."""
-    certificate, key = (path.read_bytes() for path in authority.sign("jane", "/CN=jane"))
-    roots = authority.path("crt").read_bytes()
     pods = {node: pod["metadata"]["name"] for node, pod in agents_of(kubectl, NAMESPACE).items()}
     with forwarded(kubectl, NAMESPACE, pods, 4382) as addresses:
         for node, address in addresses.items():
             for pair in [(key, certificate), ()]:
                 credentials = grpc.ssl_channel_credentials(roots, *pair)
-                options = [("grpc.ssl_target_name_override", IN_CERTIFICATES), ("grpc.use_local_subchannel_pool", 1)]
+                options = [("grpc.ssl_target_name_override", name), ("grpc.use_local_subchannel_pool", 1)]
                 with grpc.secure_channel(address, credentials, options) as channel:
                     ask = v1.ObserverStub(channel).GetStatus
                     if pair:
@@ -215,6 +213,15 @@ def check_tls(kubectl, v1, authority: Authority) -> None:
                         with pytest.raises(grpc.RpcError) as refused:
                             ask(v1.GetStatusRequest(), timeout=PATIENCE_SECONDS)
                         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def generated(kubectl, notes: str, directory: Path) -> tuple[str, tuple[bytes, ...]]:
+    """The name in the certificate that Helm made for agents, and the files for listeners, as the notes say how to get them."""
+    [fetch] = re.findall(r"^ *(for FILE in .*; done)$", notes, re.MULTILINE)
+    shell = f'kubectl() {{ command "$PROGRAM" "$@"; }}; {fetch}'
+    subprocess.run(["bash", "-c", shell], cwd=directory, check=True, env={**os.environ, "PROGRAM": kubectl.program})
+    [name] = re.findall(r" --tls-server-name (\S+)$", notes, re.MULTILINE)
+    return name, tuple((directory / file).read_bytes() for file in ["ca.crt", "tls.crt", "tls.key"])
 
 
 def secret(authority: Authority) -> dict:
@@ -235,7 +242,8 @@ def test_a_release_lives_and_leaves_nothing(kubectl, helm, v1, namespace, tmp_pa
     with empty_namespace(kubectl, NAMESPACE), helm(NAMESPACE) as release:
         try:
             waited = {"wait": "watcher", "timeout": ROLLOUT_SECONDS}
-            installed = release.install(CHART, NAME, values(), **waited)
+            made_up = {**values(), "grpc": {"tls": {"generate": True}}}
+            installed = release.install(CHART, NAME, made_up, **waited)
             first = agents_of(kubectl, NAMESPACE)
             made = {f"daemonset.apps/{NAME}-dinle", f"clusterrole.rbac.authorization.k8s.io/{NAME}-dinle"}
             assert made <= left_over(kubectl)
@@ -244,21 +252,32 @@ def test_a_release_lives_and_leaves_nothing(kubectl, helm, v1, namespace, tmp_pa
             assert all(status["ready"] for agent in first.values() for status in agent["status"]["containerStatuses"])
             check_notes(kubectl, v1, installed["notes"], sorted(nodes)[0], tmp_path)
 
+            name, files = generated(kubectl, installed["notes"], tmp_path)
+            check_tls(kubectl, v1, name, *files)
+
             # Fails if the pod does.
             release.test(NAME, timeout=PATIENCE_SECONDS)
             assert {name for name in left_over(kubectl) if "-test" in name} == set()
+
+            # With the certificates of before, nothing changes.
+            upgraded = release.upgrade(CHART, NAME, made_up, **waited)
+            assert generated(kubectl, upgraded["notes"], tmp_path) == (name, files)
+            assert {node: pod["metadata"]["uid"] for node, pod in agents_of(kubectl, NAMESPACE).items()} == {
+                node: pod["metadata"]["uid"] for node, pod in first.items()
+            }
 
             with listening(kubectl, v1, namespace) as listeners:
                 less = drop_limits(v1, listeners)
                 held = programs_of(first, listeners)
                 authority = Authority(tmp_path, "authority")
+                certificate, key = (path.read_bytes() for path in authority.sign("jane", "/CN=jane"))
                 kubectl.create(secret(authority))
                 changed = {"hostPID": True, "kernelSymbols": True, "grpc": {"tls": {"secretName": CERTIFICATES}}}
                 release.upgrade(CHART, NAME, {**values(), **changed}, **waited)
                 check_drained(v1, listeners)
             check_replaced(kubectl, first)
             check_unloaded(held)
-            check_tls(kubectl, v1, authority)
+            check_tls(kubectl, v1, IN_CERTIFICATES, authority.path("crt").read_bytes(), certificate, key)
 
             second = agents_of(kubectl, NAMESPACE)
             with listening(kubectl, v1, namespace) as listeners:
@@ -272,7 +291,8 @@ def test_a_release_lives_and_leaves_nothing(kubectl, helm, v1, namespace, tmp_pa
             assert [(one["revision"], one["status"]) for one in release.history(NAME)] == [
                 (1, "superseded"),
                 (2, "superseded"),
-                (3, "deployed"),
+                (3, "superseded"),
+                (4, "deployed"),
             ]
 
             with listening(kubectl, v1, namespace) as listeners:

@@ -3,6 +3,7 @@ What the schema cannot see: values that are right one by one and wrong together.
 */ -}}
 {{- define "dinle.contradictions" -}}
 {{- $values := .Values -}}
+{{- $tls := include "dinle.tlsSecret" . -}}
 
 {{- /* What runs */ -}}
 {{- if and .Values.image.tag .Values.image.digest }}
@@ -28,7 +29,7 @@ extraEnv has {{ .name }}, which the chart sets itself: remove it.
 {{- end }}
 {{- end }}
 {{- range .Values.extraVolumes }}
-{{- if or (eq .name "cgroup") (and (eq .name "tls") $values.grpc.tls.secretName) }}
+{{- if or (eq .name "cgroup") (and (eq .name "tls") $tls) }}
 extraVolumes has a volume of the name {{ .name }}, which is the chart's own: give it another name.
 {{- end }}
 {{- end }}
@@ -80,8 +81,27 @@ rbac.create is true for an account that every pod of the namespace may use, sinc
 {{- end }}
 
 {{- /* Who reaches it */ -}}
-{{- if and .Values.grpc.insecure .Values.grpc.tls.secretName }}
-grpc.insecure is true, and grpc.tls.secretName is set, but whoever may come without a certificate needs none: leave one of them out.
+{{- $ways := list }}
+{{- if .Values.grpc.tls.secretName }}
+{{- $ways = append $ways "secretName" }}
+{{- end }}
+{{- if .Values.grpc.tls.generate }}
+{{- $ways = append $ways "generate" }}
+{{- end }}
+{{- if .Values.grpc.tls.certManager.issuerRef.name }}
+{{- $ways = append $ways "certManager.issuerRef.name" }}
+{{- else }}
+{{- range $what, $value := dict "issuerRef.kind" (without (list .Values.grpc.tls.certManager.issuerRef.kind) "Issuer") "issuerRef.group" (without (list .Values.grpc.tls.certManager.issuerRef.group) "cert-manager.io") "duration" (compact (list .Values.grpc.tls.certManager.duration)) }}
+{{- if $value }}
+grpc.tls.certManager.{{ $what }} is {{ first $value }}, but no issuer is named, so that it would do nothing: set grpc.tls.certManager.issuerRef.name, or remove it.
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if gt (len $ways) 1 }}
+grpc.tls has {{ join " and " $ways }}, but the agents have one certificate: leave one of them.
+{{- end }}
+{{- if and .Values.grpc.insecure $tls }}
+grpc.insecure is true, and grpc.tls.{{ first $ways }} is set, but whoever may come without a certificate needs none: leave one of them out.
 {{- end }}
 {{- if or (hasPrefix "127." .Values.bindAddress) (eq .Values.bindAddress "::1") }}
 bindAddress is {{ .Values.bindAddress }}, where neither the kubelet's probes nor a Prometheus reach the agent: set 0.0.0.0 or ::.
@@ -94,11 +114,11 @@ podMonitor.enabled is true, but networkPolicy.enabled lets nobody fetch metrics:
 {{- if .Values.grpc.insecure }}
 grpc.insecure is true, but networkPolicy.enabled lets nobody use gRPC: name who may in networkPolicy.grpcFrom, or set grpc.insecure to false.
 {{- end }}
-{{- if .Values.grpc.tls.secretName }}
-grpc.tls.secretName is set, but networkPolicy.enabled lets nobody use gRPC: name who may in networkPolicy.grpcFrom, or empty grpc.tls.secretName.
+{{- if $tls }}
+grpc.tls.{{ first $ways }} is set, but networkPolicy.enabled lets nobody use gRPC: name who may in networkPolicy.grpcFrom, or leave grpc.tls out.
 {{- end }}
-{{- else if not (or .Values.grpc.insecure .Values.grpc.tls.secretName) }}
-networkPolicy.grpcFrom is set, but gRPC is served on loopback alone: remove it, or set grpc.tls.secretName.
+{{- else if not (or .Values.grpc.insecure $tls) }}
+networkPolicy.grpcFrom is set, but gRPC is served on loopback alone: remove it, or set grpc.tls.
 {{- end }}
 {{- else }}
 {{- range $rules := list "metricsFrom" "grpcFrom" "egress" }}

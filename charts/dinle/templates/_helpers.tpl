@@ -97,6 +97,21 @@ annotations:
 {{- end -}}
 {{- end -}}
 
+{{- /* The Secret with the agents' certificate; empty: they have none. */ -}}
+{{- define "dinle.tlsSecret" -}}
+{{- $tls := .Values.grpc.tls -}}
+{{- if or $tls.generate $tls.certManager.issuerRef.name -}}
+{{- include "dinle.fullname" . }}-tls
+{{- else -}}
+{{- $tls.secretName -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* That with a certificate for listeners, where Helm makes them. */ -}}
+{{- define "dinle.clientTlsSecret" -}}
+{{- include "dinle.fullname" . }}-client-tls
+{{- end -}}
+
 {{- define "dinle.securityContext" -}}
 {{- $context := dict "runAsUser" 0 "readOnlyRootFilesystem" true "seccompProfile" (dict "type" "RuntimeDefault") -}}
 {{- if .Values.privileged -}}
