@@ -371,8 +371,8 @@ struct Sessions {
     cgroups: HashMap<u64, bool>,
     /// Somebody listened to some.
     remembered: bool,
-    /// Those that go on are reported on.
-    reported: bool,
+    /// Those that go on are reported on when nothing was told of them for so long.
+    interval: Option<Duration>,
     /// How many began while there was no room to remember them.
     unremembered: u64,
 }
@@ -395,7 +395,7 @@ impl Sessions {
             .collect();
         let before = std::mem::replace(&mut self.cgroups, now);
         let remembered = self.cgroups.values().any(|wanted| *wanted);
-        self.reported = interval.is_some() && remembered;
+        self.interval = interval.filter(|_| remembered);
         if let Some(interval) = interval {
             programs.set_session_interval(interval)?;
         }
@@ -421,8 +421,8 @@ impl Sessions {
         }
         let unremembered = programs.unremembered_sessions()?;
         let news = std::mem::replace(&mut self.unremembered, unremembered) != unremembered;
-        if self.reported {
-            programs.report_sessions()?;
+        if let Some(interval) = self.interval {
+            programs.report_sessions(interval)?;
         }
         Ok(news)
     }

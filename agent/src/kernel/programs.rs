@@ -3,16 +3,14 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    fs::File,
-    io::{self, Read as _},
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    io::Read as _,
+    os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
     str::FromStr,
 };
 
 use aya::{
-    Btf, Ebpf,
-    maps::Map,
+    Btf, Ebpf, RawTracePointRunOptions, TestRun as _,
     programs::{
         Program, ProgramError, fentry::FEntryLink, fexit::FExitLink, kprobe::KProbeLink,
         raw_trace_point::RawTracePointLink, tp_btf::BtfTracePointLink,
@@ -175,22 +173,15 @@ pub struct Programs {
     hooks: BTreeMap<String, Hook>,
     /// Bits of the kinds that are offered.
     kinds: u64,
-    /// Iterators over the kernel's objects, loaded or with the reason why not.
-    iterators: BTreeMap<String, Result<(), String>>,
+    /// Programs that the agent runs itself, loaded or with the reason why not.
+    own: BTreeMap<String, Result<(), String>>,
     pub(super) ebpf: Ebpf,
 }
 
-/// What a program that runs over all objects of a type is named after: `iter__tcp`; over the elements of a map:
-/// `iter__bpf_map_elem__SOCKETS`.
+/// What a program that runs over all objects of a type is named after: `iter__tcp`.
 const ITERATOR: &str = "iter__";
-
-/// The type of what an iterator runs over, and the map if it is one's elements.
-fn iterated(name: &str) -> (&str, Option<&str>) {
-    match name.split_once("__") {
-        Some((target, map)) => (target, Some(map)),
-        None => (name, None),
-    }
-}
+/// What a program that the agent calls with numbers is named after: `run__report_session`.
+const CALLED: &str = "run__";
 
 impl Programs {
     /// Loads what the kinds need. With `every`, tries every way of every hook, to tell whether it would load.
@@ -250,22 +241,18 @@ impl Programs {
                 .filter(offered)
                 .map(|kind| kind.bit())
                 .sum(),
-            iterators: BTreeMap::new(),
+            own: BTreeMap::new(),
             ebpf,
         };
         programs.choose(btf, every);
-        let Self {
-            iterators, ebpf, ..
-        } = &mut programs;
-        *iterators = ebpf
+        let Self { own, ebpf, .. } = &mut programs;
+        *own = ebpf
             .programs_mut()
             .filter_map(|(name, program)| {
-                let name = name.strip_prefix(ITERATOR)?;
-                let (target, _) = iterated(name);
-                Some((
-                    name.to_owned(),
-                    load(program, target, btf, true).map(|_| ()),
-                ))
+                let what = name
+                    .strip_prefix(ITERATOR)
+                    .or_else(|| name.strip_prefix(CALLED))?;
+                Some((name.to_owned(), load(program, what, btf, true).map(|_| ())))
             })
             .collect();
         programs
@@ -346,34 +333,13 @@ impl Programs {
         }
     }
 
-    /// Runs an iterator over all objects of its type, or over the elements of its map. Returns what it wrote.
-    pub fn iterate(&mut self, name: &str) -> Result<Vec<u8>, String> {
-        let (target, map) = iterated(name);
-        match self.iterators.get(name) {
-            Some(Ok(())) => {}
-            Some(Err(reason)) => return Err(format!("iter/{target} cannot be loaded ({reason})")),
-            None => return Err(format!("this build has no program for iter/{name}")),
-        }
-        let failed =
-            |error: &dyn std::error::Error| format!("iter/{target} failed ({})", causes(error));
-        let Self { ebpf, .. } = self;
-        if let Some(map) = map {
-            let program = ebpf.program(&format!("{ITERATOR}{name}"));
-            let fds = program
-                .and_then(|program| program.fd().ok())
-                .zip(map_fd(ebpf, map));
-            let Some((program, map)) = fds else {
-                return Err(format!("the object has no program or no map for {name}"));
-            };
-            let mut written = Vec::new();
-            elements(program.as_fd(), map)
-                .and_then(|mut file| file.read_to_end(&mut written))
-                .map_err(|error| failed(&error))?;
-            return Ok(written);
-        }
-        let Some(Program::Iter(program)) = ebpf.program_mut(&format!("{ITERATOR}{name}")) else {
+    /// Runs an iterator over all objects of its type. Returns what it wrote.
+    pub fn iterate(&mut self, target: &str) -> Result<Vec<u8>, String> {
+        let name = format!("{ITERATOR}{target}");
+        let Some(Program::Iter(program)) = self.own(&name)? else {
             return Err(format!("the object has no iterator {name}"));
         };
+        let failed = |error: &dyn std::error::Error| format!("{name} failed ({})", causes(error));
         let id = program.attach().map_err(|error| failed(&error))?;
         let link = program.take_link(id).map_err(|error| failed(&error))?;
         let mut file = link.into_file().map_err(|error| failed(&error))?;
@@ -381,6 +347,34 @@ impl Programs {
         file.read_to_end(&mut written)
             .map_err(|error| failed(&error))?;
         Ok(written)
+    }
+
+    /// Calls a program with each of these numbers: BPF_PROG_TEST_RUN, which takes such programs since Linux 5.10.
+    pub fn call(
+        &mut self,
+        what: &str,
+        numbers: impl IntoIterator<Item = u64>,
+    ) -> Result<(), String> {
+        let name = format!("{CALLED}{what}");
+        let Some(Program::RawTracePoint(program)) = self.own(&name)? else {
+            return Err(format!("the object has no program {name}"));
+        };
+        for number in numbers {
+            let mut options = RawTracePointRunOptions::new();
+            options.args[0] = number;
+            program
+                .test_run(options)
+                .map_err(|error| format!("{name} cannot be called ({})", causes(&error)))?;
+        }
+        Ok(())
+    }
+
+    /// A program that the agent runs itself.
+    fn own(&mut self, name: &str) -> Result<Option<&mut Program>, String> {
+        match self.own.get(name) {
+            Some(Err(reason)) => Err(format!("{name} cannot be loaded ({reason})")),
+            Some(Ok(())) | None => Ok(self.ebpf.program_mut(name)),
+        }
     }
 
     /// Attaches a hook, if it is not attached yet: by the first way that loads and attaches. Can be tried again after a failure.
@@ -507,53 +501,6 @@ fn load(program: &mut Program, hook: &str, btf: &Btf, keep: bool) -> Result<u32,
     Ok(verified.unwrap_or(0))
 }
 
-/// A map that hash or array programs share.
-fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
-    match ebpf.map(name)? {
-        Map::HashMap(map) | Map::Array(map) => Some(map.fd().as_fd()),
-        _ => None,
-    }
-}
-
-/// A file whose reading runs a program over the elements of a map, which aya does not offer.
-fn elements(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
-    // include/uapi/linux/bpf.h
-    const BPF_LINK_CREATE: libc::c_long = 28;
-    const BPF_ITER_CREATE: libc::c_long = 33;
-    const BPF_TRACE_ITER: u32 = 28;
-    let bpf = |command: libc::c_long, attr: &[u32; 8]| {
-        // SAFETY: the kernel reads as many bytes as `attr` has, and through the address in it those of `map`, which is a variable of
-        // the caller's.
-        let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just made it, and nobody else has it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-    };
-    // union bpf_iter_link_info
-    let over = map.as_raw_fd() as u32;
-    let address = std::ptr::from_ref(&over) as u64;
-    let link = bpf(
-        BPF_LINK_CREATE,
-        &[
-            program.as_raw_fd() as u32,
-            0,
-            BPF_TRACE_ITER,
-            0,
-            address as u32,
-            (address >> 32) as u32,
-            size_of_val(&over) as u32,
-            0,
-        ],
-    )?;
-    let file = bpf(
-        BPF_ITER_CREATE,
-        &[link.as_raw_fd() as u32, 0, 0, 0, 0, 0, 0, 0],
-    )?;
-    Ok(file.into())
-}
-
 fn attach(program: &mut Program, hook: &str) -> Result<Link, ProgramError> {
     Ok(match program {
         Program::BtfTracePoint(program) => {
@@ -623,7 +570,7 @@ fn recursion_misses(program: &Program) -> Option<u64> {
         info: u64,
     }
     let mut attr = Attr {
-        fd: std::os::fd::AsFd::as_fd(fd).as_raw_fd() as u32,
+        fd: fd.as_fd().as_raw_fd() as u32,
         len: size_of_val(&info) as u32,
         info: info.as_mut_ptr() as u64,
     };

@@ -6,9 +6,9 @@ use aya::{
     Pod,
     maps::{Array, HashMap, MapError},
 };
-use dinle_ebpf::tcp::Socket;
+use dinle_ebpf::tcp::{SHARES, Socket};
 
-use super::{Programs, causes};
+use super::{Programs, boot_ns, causes};
 
 /// Lets aya pass a wire type by value.
 #[derive(Clone, Copy)]
@@ -17,6 +17,10 @@ struct SocketPod(Socket);
 
 // SAFETY: `#[repr(C)]` integers without padding (zerocopy's derives check it), valid for any bytes.
 unsafe impl Pod for SocketPod {}
+
+fn nanoseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
 
 impl Programs {
     /// Forgets all sessions: nobody listens to any.
@@ -40,8 +44,7 @@ impl Programs {
     /// Takes note of the sessions in scope that are open already.
     pub fn find_sessions(&mut self) -> Result<(), String> {
         self.iterate("tcp")?;
-        self.iterate("bpf_map_elem__SHARE")?;
-        Ok(())
+        self.call("find_sessions", 0..u64::from(SHARES))
     }
 
     /// How many began while the kernel half could not remember more, since it was loaded.
@@ -62,13 +65,25 @@ impl Programs {
         let Some(map) = self.ebpf.map_mut("SESSION_INTERVAL") else {
             return Err("the object has no map SESSION_INTERVAL".to_owned());
         };
-        let nanoseconds = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
         let mut map = Array::try_from(map).map_err(failed)?;
-        map.set(0, nanoseconds, 0).map_err(failed)
+        map.set(0, nanoseconds(interval), 0).map_err(failed)
     }
 
-    /// Makes the kernel half report on the sessions for which it is time.
-    pub fn report_sessions(&mut self) -> Result<(), String> {
-        self.iterate("bpf_map_elem__SOCKETS").map(|_| ())
+    /// Makes the kernel half report on the sessions of which nothing was told for so long.
+    pub fn report_sessions(&mut self, interval: Duration) -> Result<(), String> {
+        let failed = |error: MapError| format!("SOCKETS cannot be read ({})", causes(&error));
+        let Some(map) = self.ebpf.map("SOCKETS") else {
+            return Err("the object has no map SOCKETS".to_owned());
+        };
+        let sockets = HashMap::<_, u64, SocketPod>::try_from(map).map_err(failed)?;
+        let due = boot_ns().saturating_sub(nanoseconds(interval));
+        // What is missed because it ends meanwhile needs no report.
+        let due: Vec<u64> = sockets
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, SocketPod(socket))| socket.told_boot_ns <= due)
+            .map(|(address, _)| address)
+            .collect();
+        self.call("report_session", due)
     }
 }

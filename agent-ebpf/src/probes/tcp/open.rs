@@ -2,12 +2,13 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{bindings::BPF_NOEXIST, macros::map, maps::Array};
-use dinle_ebpf::{
-    Kind, TcpSession,
-    offsets::MISSING,
-    tcp::{SHARES, Socket},
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    macros::{map, raw_tracepoint},
+    maps::Array,
+    programs::RawTracePointContext,
 };
+use dinle_ebpf::{Kind, TcpSession, offsets::MISSING, tcp::SHARES};
 
 use super::{
     KINDS, OPEN, SESSION_INTERVAL, SOCKETS, SYN_RECV, SYN_SENT, UNKNOWN, cgroup_of, is_tcp, now,
@@ -18,15 +19,6 @@ use crate::{
     scope,
 };
 
-/// What an iterator over the elements of a map is called with: `struct bpf_iter__bpf_map_elem`.
-#[repr(C)]
-struct Element<V> {
-    meta: *const c_void,
-    map: *const c_void,
-    key: *const u64,
-    value: *mut V,
-}
-
 /// What an iterator over TCP sockets is called with: `struct bpf_iter__tcp`.
 #[repr(C)]
 struct Socketed {
@@ -34,18 +26,15 @@ struct Socketed {
     sk: Ptr,
 }
 
-/// Over `SOCKETS`, once a second: reports on sessions that go on.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/bpf_map_elem")]
-pub fn iter__bpf_map_elem__SOCKETS(ctx: *mut c_void) -> i32 {
-    let ctx: *const Element<Socket> = ctx.cast();
-    // SAFETY: the kernel calls this with such a struct.
-    let (key, known) = unsafe { ((*ctx).key, (*ctx).value) };
-    if key.is_null() || known.is_null() {
+/// Called for what `SOCKETS` remembers at an address when it may be time: reports on a session that goes on.
+#[raw_tracepoint]
+pub fn run__report_session(ctx: RawTracePointContext) -> i32 {
+    let address: u64 = ctx.arg(0);
+    let Some(known) = SOCKETS.get_ptr_mut(&address) else {
         return 0;
-    }
-    // SAFETY: the kernel holds both while this runs.
-    let (address, told) = unsafe { (*key, (*known).told_boot_ns) };
+    };
+    // SAFETY: an element that is valid.
+    let told = unsafe { (*known).told_boot_ns };
     let sk = address as Ptr;
     let state = state_of(sk);
     if (OPEN & (1 << (state & 31))) == 0 || !is_tcp(Object::new(sk, false)) {
@@ -63,7 +52,7 @@ pub fn iter__bpf_map_elem__SOCKETS(ctx: *mut c_void) -> i32 {
     let Some(subject) = scope::wanted(cgroup_of(Object::new(sk, false)), Kind::TcpSession) else {
         return 0;
     };
-    // SAFETY: the kernel holds the element while this runs.
+    // SAFETY: an element that is valid. At worst, when the session ends at this moment, it is another's by now.
     unsafe {
         (*known).told_boot_ns = now;
         tell(subject, sk, state, 0, TcpSession::OPEN, known);
@@ -111,28 +100,19 @@ pub fn iter__tcp(ctx: *mut c_void) -> i32 {
     0
 }
 
-/// Has an element for each call of the program below.
-#[map]
-static SHARE: Array<u32> = Array::with_max_entries(SHARES, 0);
-
-/// Over `SHARE`: takes note of sessions that are open already, so that they can be reported on. The table holds the sockets of all
-/// network namespaces, while the kernel's own iterator stops at the agent's.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/bpf_map_elem")]
-pub fn iter__bpf_map_elem__SHARE(ctx: *mut c_void) -> i32 {
+/// Called with each number below `SHARES`: takes note of sessions that are open already, so that they can be reported on. The table holds
+/// the sockets of all network namespaces, while the kernel's own iterator stops at the agent's.
+#[raw_tracepoint]
+pub fn run__find_sessions(ctx: RawTracePointContext) -> i32 {
     /// Steps from bucket to socket to bucket in one share. The table has at least as many buckets as there usually are sockets,
     /// and at most 524,288 of them (thash_entries of net/ipv4/tcp.c): 32 in a share.
     const STEPS: u32 = 72;
-    let ctx: *const Element<u32> = ctx.cast();
-    // SAFETY: the kernel calls this with such a struct.
-    let key: *const u32 = unsafe { (*ctx).key.cast() };
+    let share: u64 = ctx.arg(0);
     let size = offset!(ehash_bucket_size);
     let node_at = offset!(sock_nulls_node);
-    if key.is_null() || size == MISSING || node_at == MISSING {
+    if size == MISSING || node_at == MISSING {
         return 0;
     }
-    // SAFETY: the kernel holds it while this runs.
-    let share = u64::from(unsafe { *key });
     let Some(&Table { buckets, mask }) = SOCKET_TABLE.get(0) else {
         return 0;
     };
