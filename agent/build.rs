@@ -13,6 +13,11 @@ use std::{
     process::{Command, exit},
 };
 
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
+
 const TARGET: &str = "bpfel-unknown-none";
 const PACKAGE: &str = "dinle-ebpf";
 /// Makes a warning about the kernel half an error.
@@ -66,56 +71,27 @@ fn strip(from: &Path, to: &Path) -> Result<(), String> {
     let object =
         fs::read(from).map_err(|error| format!("cannot read {}: {error}", from.display()))?;
     let stripped = without_dwarf(&object)
-        .ok_or_else(|| format!("{} is no ELF object of 64 bits", from.display()))?;
+        .map_err(|error| format!("{} cannot be stripped: {error}", from.display()))?;
     fs::write(to, stripped).map_err(|error| format!("cannot write {}: {error}", to.display()))
 }
 
-/// The object with empty sections where DWARF was, so that all sections keep their numbers. Offsets of `Elf64_Ehdr` and `Elf64_Shdr` are
-/// those of include/uapi/linux/elf.h. `None` if it is something else.
-fn without_dwarf(object: &[u8]) -> Option<Vec<u8>> {
-    const HEADER: usize = 64;
-    const SECTION: usize = 64;
-    fn word(bytes: &[u8], at: usize) -> Option<usize> {
-        let bytes = bytes.get(at..at + 8)?.try_into().ok()?;
-        usize::try_from(u64::from_le_bytes(bytes)).ok()
+fn without_dwarf(object: &[u8]) -> Result<Vec<u8>, object::build::Error> {
+    let mut elf = Builder::read(object)?;
+    for section in &mut elf.sections {
+        section.delete = [&b".debug_"[..], b".rel.debug_"]
+            .iter()
+            .any(|prefix| section.name.starts_with(prefix));
     }
-    fn half(bytes: &[u8], at: usize, len: usize) -> Option<usize> {
-        let bytes = bytes.get(at..at + len)?;
-        Some(
-            bytes
-                .iter()
-                .rev()
-                .fold(0, |sum, byte| sum << 8 | usize::from(*byte)),
-        )
-    }
-    let table = word(object, 0x28)?;
-    let count = half(object, 0x3C, 2)?;
-    let mut sections = object.get(table..table + count * SECTION)?.to_vec();
-    let names = word(&sections, half(object, 0x3E, 2)? * SECTION + 24)?;
-    let mut out = object.get(..HEADER)?.to_vec();
-    for section in sections.chunks_exact_mut(SECTION) {
-        let name = object.get(names + half(section, 0, 4)?..)?;
-        let name = name.strip_prefix(b".rel").unwrap_or(name);
-        let (offset, size) = (word(section, 24)?, word(section, 32)?);
-        // Sections of zeros (SHT_NOBITS) have no bytes in the file.
-        let content = match half(section, 4, 4)? {
-            8 => &[][..],
-            _ if name.starts_with(b".debug_") => {
-                section[4..8].fill(0);
-                section[32..40].fill(0);
-                &[]
-            }
-            _ => object.get(offset..offset + size)?,
-        };
-        out.resize(out.len().next_multiple_of(word(section, 48)?.max(1)), 0);
-        section[24..32].copy_from_slice(&(out.len() as u64).to_le_bytes());
-        out.extend_from_slice(content);
-    }
-    out.resize(out.len().next_multiple_of(8), 0);
-    let table = out.len() as u64;
-    out[0x28..0x30].copy_from_slice(&table.to_le_bytes());
-    out.extend_from_slice(&sections);
-    Some(out)
+    // LLVM has one table for names of sections and of symbols, which is kept for the latter.
+    let names = elf.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    elf.delete_orphans();
+    let mut out = Vec::new();
+    elf.write(&mut out)?;
+    Ok(out)
 }
 
 /// A compiler that can build for the BPF target.
