@@ -126,6 +126,7 @@ impl Api {
             notes,
             queue_bytes: request.queue_bytes,
             heartbeat_interval: prost_types::Duration::try_from(request.heartbeat).ok(),
+            max_events_per_second: request.max_events_per_second.unwrap_or(0),
         }
     }
 

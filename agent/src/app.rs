@@ -28,7 +28,6 @@ use crate::{
     config::{Config, DRAIN},
     control::{self, Control, Settle},
     event,
-    filter::Limits,
     hub::Hub,
     kernel::{Kernel, Options},
     listen::{self, Listener},
@@ -44,6 +43,9 @@ pub use doctor::Doctor;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// See [`KEEPALIVE`].
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest request, in bytes: all that its fields may have, full, is less.
+const REQUEST_BYTES: usize = 1 << 20;
 
 /// Runs the agent until it is told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -82,7 +84,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         names,
     } = Kernel::load(&options)?;
     let nudge = reader.sleeper.nudge();
-    let (hub, publisher) = Hub::new({
+    let (hub, publisher) = Hub::new(config.stream_limits(), {
         let nudge = nudge.clone();
         move || nudge.nudge()
     });
@@ -185,7 +187,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         index,
         state: node,
         settle,
-        limits: Limits::default(),
+        limits: config.request_limits(),
     };
     let reflection = tonic_reflection::server::Builder::configure;
     let described = |builder: tonic_reflection::server::Builder<'static>| {
@@ -197,7 +199,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(ObserverServer::new(api))
+        .add_service(ObserverServer::new(api).max_decoding_message_size(REQUEST_BYTES))
         .add_service(health_service)
         .add_service(described(reflection()).build_v1().context("reflection")?)
         .add_service(

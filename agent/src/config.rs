@@ -2,9 +2,11 @@
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{Args, value_parser};
 
 use crate::{
+    filter,
+    hub::{self, LISTENERS_MAX},
     kernel::{Options, Sensor, Way},
     listen::{Access, Address, Files},
     workload::Source,
@@ -102,6 +104,18 @@ pub struct Config {
     /// Sensors that may be listened to: process, file, tcp, block, drop. Probes of others are not even loaded.
     #[arg(long, value_name = "SENSOR,…", value_delimiter = ',', default_values_t = Sensor::ALL.to_vec(), value_parser = sensor, env = "DINLE_SENSORS")]
     pub sensors: Vec<Sensor>,
+    /// Streams that may be open at a time, at most 64. One more is refused with RESOURCE_EXHAUSTED.
+    #[arg(long, value_name = "N", default_value_t = LISTENERS_MAX as u64, value_parser = value_parser!(u64).range(1..=LISTENERS_MAX as u64), env = "DINLE_MAX_STREAMS")]
+    pub max_streams: u64,
+    /// Those of one user, who is known by a certificate or at a Unix socket.
+    #[arg(long, value_name = "N", default_value_t = hub::Limits::STREAMS_PER_USER as u64, value_parser = value_parser!(u64).range(1..), env = "DINLE_MAX_STREAMS_PER_USER")]
+    pub max_streams_per_user: u64,
+    /// Bytes that may wait for all streams together, at least 65536. A stream asks for a queue of 4194304 unless its client says otherwise.
+    #[arg(long, value_name = "BYTES", default_value_t = hub::Limits::QUEUE_BYTES, value_parser = value_parser!(u64).range(65536..), env = "DINLE_MAX_QUEUE_BYTES")]
+    pub max_queue_bytes: u64,
+    /// Events a second that one stream may be sent; those beyond are counted as lost [default: no limit]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..), env = "DINLE_MAX_EVENTS_PER_SECOND")]
+    pub max_events_per_second: Option<u32>,
     /// How long programs stay attached after their last subscriber has left.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub linger: Duration,
@@ -174,6 +188,23 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// What all streams together may take.
+    pub fn stream_limits(&self) -> hub::Limits {
+        hub::Limits {
+            streams: self.max_streams as usize,
+            streams_per_user: self.max_streams_per_user as usize,
+            queue_bytes: self.max_queue_bytes,
+        }
+    }
+
+    /// What one request may ask for.
+    pub fn request_limits(&self) -> filter::Limits {
+        filter::Limits {
+            events_per_second_max: self.max_events_per_second,
+            ..filter::Limits::default()
+        }
     }
 
     /// Files for TLS.
@@ -285,6 +316,9 @@ mod tests {
             (["--listen", "unix:"], "no path"),
             (["--tls-cert", "c"], "--tls-key"),
             (["--tls-client-ca", "a"], "--tls-cert"),
+            (["--max-streams", "65"], "1..=64"),
+            (["--max-streams-per-user", "0"], "--max-streams-per-user"),
+            (["--max-queue-bytes", "1000"], "65536"),
             (["--socket-mode", "1777"], "0660"),
             (["--socket-group", "nobody-has-this"], "/etc/group"),
         ] {

@@ -112,12 +112,15 @@ impl Invalid {
 pub struct Limits {
     /// Largest queue that a stream may ask for, in bytes.
     pub queue_bytes_max: u64,
+    /// Events a second that a stream may be sent.
+    pub events_per_second_max: Option<u32>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             queue_bytes_max: QUEUE_BYTES_LIMIT,
+            events_per_second_max: None,
         }
     }
 }
@@ -145,6 +148,8 @@ pub struct Request {
     pub max_events: Option<u64>,
     /// End after this time.
     pub max_duration: Option<Duration>,
+    /// So many events a second.
+    pub max_events_per_second: Option<u32>,
 }
 
 impl Request {
@@ -160,6 +165,7 @@ impl Request {
             max_events,
             max_duration,
             interval,
+            max_events_per_second,
         } = request;
         let kinds = parse_kinds(kinds)?;
         let filter = Filter::parse(filter.as_ref(), kinds)?;
@@ -174,6 +180,7 @@ impl Request {
             interval: parse_interval(interval.as_ref())?,
             max_events: (*max_events != 0).then_some(*max_events),
             max_duration: parse_max_duration(max_duration.as_ref())?,
+            max_events_per_second: parse_rate(*max_events_per_second, limits)?,
         })
     }
 }
@@ -234,7 +241,9 @@ fn parse_by_reference(number: i32) -> Result<bool, Invalid> {
 }
 
 fn parse_queue_bytes(bytes: u64, limits: &Limits) -> Result<u64, Invalid> {
-    let Limits { queue_bytes_max } = limits;
+    let Limits {
+        queue_bytes_max, ..
+    } = limits;
     if bytes == 0 {
         return Ok(QUEUE_BYTES_DEFAULT.min(*queue_bytes_max));
     }
@@ -251,6 +260,17 @@ fn parse_queue_bytes(bytes: u64, limits: &Limits) -> Result<u64, Invalid> {
         ));
     }
     Ok(bytes)
+}
+
+fn parse_rate(rate: u32, limits: &Limits) -> Result<Option<u32>, Invalid> {
+    match (rate, limits.events_per_second_max) {
+        (0, max) => Ok(max),
+        (rate, Some(max)) if rate > max => Err(Invalid::new(
+            "max_events_per_second",
+            format!("is {rate}; this agent allows {max} at most"),
+        )),
+        (rate, _) => Ok(Some(rate)),
+    }
 }
 
 fn parse_heartbeat(interval: Option<&prost_types::Duration>) -> Result<Duration, Invalid> {

@@ -4,8 +4,10 @@
 //! the stream's [`Subscription`] takes out of it. They share counters and a queue, no lock.
 
 mod books;
+mod bucket;
 mod demand;
 mod ids;
+mod limits;
 mod publisher;
 mod subscription;
 mod sums;
@@ -13,6 +15,7 @@ mod sums;
 pub use books::{Stage, Totals};
 pub use demand::{Demand, Want};
 pub use ids::IdMap;
+pub use limits::{Full, Limits, Refusals};
 pub use publisher::{Command, Publisher, encode_name};
 pub use subscription::Subscription;
 
@@ -34,7 +37,7 @@ use crate::filter::Request;
 use books::Books;
 use subscription::{Item, Queue};
 
-/// Streams that can be open at a time: as many as a set of bits has.
+/// Streams that can be open at a time whatever the limits are: as many as a set of bits has.
 pub const LISTENERS_MAX: usize = 64;
 
 /// Room for numbers of kinds.
@@ -81,12 +84,12 @@ impl Board {
             .enumerate()
             .filter_map(|(place, listener)| Some((1 << place, listener.as_ref()?)))
     }
-}
 
-/// No room for another stream.
-#[derive(Debug, thiserror::Error)]
-#[error("{LISTENERS_MAX} streams are open already, which is the limit; end one of them")]
-pub struct Full;
+    /// Sum of what their queues may hold, in bytes.
+    pub fn queue_bytes(&self) -> u64 {
+        limits::queue_bytes(self.places.iter().flatten())
+    }
+}
 
 /// The place where streams and the reader meet.
 #[derive(Clone)]
@@ -100,6 +103,8 @@ struct Inner {
     shutdown: watch::Sender<bool>,
     next_id: AtomicU64,
     totals: Totals,
+    limits: Limits,
+    refusals: Refusals,
     notes: ArcSwap<Vec<String>>,
     /// Makes the reader look at commands and at the board.
     wake: Box<dyn Fn() + Send + Sync>,
@@ -107,7 +112,7 @@ struct Inner {
 
 impl Hub {
     /// A hub without listeners, and the reader's end of it. `wake` interrupts the reader's sleep.
-    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> (Self, Publisher) {
+    pub fn new(limits: Limits, wake: impl Fn() + Send + Sync + 'static) -> (Self, Publisher) {
         let board = Arc::new(Board {
             version: 0,
             places: [const { None }; LISTENERS_MAX],
@@ -121,6 +126,8 @@ impl Hub {
             shutdown: watch::Sender::new(false),
             next_id: AtomicU64::new(1),
             totals: Totals::default(),
+            limits,
+            refusals: Refusals::default(),
             notes: ArcSwap::default(),
             wake: Box::new(wake),
         }));
@@ -145,12 +152,13 @@ impl Hub {
             books: Books::default(),
             queue,
         });
+        let Inner {
+            limits, refusals, ..
+        } = &*self.0;
         self.change(|places, _| {
-            let free = places
-                .iter_mut()
-                .find(|place| place.is_none())
-                .ok_or(Full)?;
-            *free = Some(listener.clone());
+            limits::check(limits, refusals, &places[..], &listener)?;
+            let free = places.iter_mut().find(|place| place.is_none());
+            *free.ok_or(Full::Streams(LISTENERS_MAX))? = Some(listener.clone());
             Ok(())
         })?;
         self.0.changed.send_replace(());
@@ -170,6 +178,16 @@ impl Hub {
     /// What was delivered and lost on this node so far.
     pub fn totals(&self) -> &Totals {
         &self.0.totals
+    }
+
+    /// What all streams together may take.
+    pub fn limits(&self) -> Limits {
+        self.0.limits
+    }
+
+    /// How often there was no room for a stream.
+    pub fn refusals(&self) -> &Refusals {
+        &self.0.refusals
     }
 
     /// What keeps the agent from hearing everything; told with every heartbeat.

@@ -199,6 +199,15 @@ impl Collector for Metrics {
                     .encode(family.encode_family(&[("kind", &*name), ("stage", stage.name())])?)?;
             }
         }
+        let mut family = out.encode_descriptor(
+            "streams_refused",
+            "Streams for which there was no room, by the limit",
+            None,
+            counter,
+        )?;
+        for (limit, count) in hub.refusals().counts() {
+            ConstCounter::new(count).encode(family.encode_family(&[("limit", limit)])?)?;
+        }
         let mut one = |name, help, count: u64| {
             ConstCounter::new(count).encode(out.encode_descriptor(name, help, None, counter)?)
         };
@@ -248,6 +257,22 @@ impl Collector for Metrics {
             "subscriptions",
             "Streams that are open",
             hub.board().listeners().count() as i64,
+        )?;
+        one(
+            "queue_size_bytes",
+            "What the queues of all open streams may hold",
+            hub.board().queue_bytes() as i64,
+        )?;
+        let limits = hub.limits();
+        one(
+            "subscriptions_limit",
+            "Streams that may be open",
+            limits.streams as i64,
+        )?;
+        one(
+            "queue_size_limit_bytes",
+            "What the queues of all streams may hold at most",
+            limits.queue_bytes.try_into().unwrap_or(i64::MAX),
         )?;
         one("cgroups", "Cgroups that are known", index.cgroups() as i64)?;
         one(

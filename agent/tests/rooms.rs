@@ -69,7 +69,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     // Where clients connect, and who they are.
     ("listen", &["tokio", "tonic"]),
-    ("config", &["kernel", "listen", "workload"]),
+    // What each of them may be told.
+    ("config", &["filter", "hub", "kernel", "listen", "workload"]),
     // Where agents are, and the way to them: for `client`.
     (
         "cluster",

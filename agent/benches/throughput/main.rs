@@ -30,7 +30,7 @@ use dinle::{
     api::{Api, Facts},
     control::{Node, Settle},
     filter::{Limits, Request},
-    hub::{Hub, Listener, Publisher, Subscription},
+    hub::{self, Hub, Listener, Publisher, Subscription},
     pipeline::{Router, Stats},
     workload::Index,
 };
@@ -223,7 +223,7 @@ impl Case {
 
 /// Subscribers in this process, on a CPU of their own.
 fn in_process(case: &Case, count: usize) -> anyhow::Result<Sample> {
-    let (hub, publisher) = Hub::new(|| ());
+    let (hub, publisher) = Hub::new(hub::Limits::default(), || ());
     let client = thread::spawn({
         let (hub, requests) = (hub.clone(), case.requests());
         move || -> anyhow::Result<(Vec<Received>, f64)> {
@@ -262,7 +262,7 @@ async fn drain(mut subscription: Subscription) -> anyhow::Result<Received> {
 
 /// Subscribers that are gRPC clients, each with its own connection to the agent's service.
 fn grpc(case: &Case, count: usize) -> anyhow::Result<Sample> {
-    let (hub, publisher) = Hub::new(|| ());
+    let (hub, publisher) = Hub::new(hub::Limits::default(), || ());
     let index = frames::index();
     let (started, start) = mpsc::channel();
     let (stop, stopped) = tokio::sync::oneshot::channel();

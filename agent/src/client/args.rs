@@ -177,6 +177,9 @@ pub(super) struct Bounds {
     /// Bytes of events that the agent keeps while this client does not read; what does not fit is lost, and told [default: 4194304]
     #[arg(long, value_name = "BYTES")]
     queue_bytes: Option<u64>,
+    /// Events a second at most; those beyond are lost, and told [default: the agent's limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate_limit: Option<u32>,
     /// Print what the agent would do, and end [default: no]
     #[arg(long)]
     pub(super) explain: bool,
@@ -189,11 +192,13 @@ impl Bounds {
             duration,
             count,
             queue_bytes,
+            rate_limit,
             explain: _,
         } = self;
         request.max_duration = *duration;
         request.max_events = count.unwrap_or(0);
         request.queue_bytes = queue_bytes.unwrap_or(0);
+        request.max_events_per_second = rate_limit.unwrap_or(0);
     }
 }
 

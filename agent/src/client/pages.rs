@@ -42,8 +42,9 @@ pub(super) fn plan(plan: &v1::Plan, look: Look, out: &mut dyn Write) -> io::Resu
         notes,
         queue_bytes,
         heartbeat_interval,
+        max_events_per_second,
     } = plan;
-    let facts = [
+    let mut facts = vec![
         ("node", text::or_none(node).to_owned()),
         ("boot id", text::or_none(boot_id).to_owned()),
         ("agent", text::or_none(version).to_owned()),
@@ -57,6 +58,10 @@ pub(super) fn plan(plan: &v1::Plan, look: Look, out: &mut dyn Write) -> io::Resu
             format!("{} match now", text::thousands(u64::from(*workloads_total))),
         ),
     ];
+    if *max_events_per_second > 0 {
+        let rate = text::thousands(u64::from(*max_events_per_second));
+        facts.push(("rate limit", format!("{rate} events a second")));
+    }
     print_facts(&facts, out)?;
     for note in notes {
         writeln!(out, "note: {}", text::clean(note))?;
@@ -244,6 +249,7 @@ pub(super) mod tests {
             capabilities: both_capabilities(),
             notes: vec!["the pod source is not synced yet".to_owned()],
             queue_bytes: 4 << 20,
+            max_events_per_second: 1000,
             heartbeat_interval: Some(prost_types::Duration {
                 seconds: 3,
                 nanos: 0,
@@ -259,12 +265,13 @@ pub(super) mod tests {
         assert_eq!(
             String::from_utf8(out).expect("UTF-8"),
             "\
-node       node-1
-boot id    b00t
-agent      0.1.0
-queue      4,194,304 bytes
-heartbeat  every 3.000s
-workloads  1,501 match now
+node        node-1
+boot id     b00t
+agent       0.1.0
+queue       4,194,304 bytes
+heartbeat   every 3.000s
+workloads   1,501 match now
+rate limit  1,000 events a second
 note: the pod source is not synced yet
 
 KIND AVAILABLE HOOK               WAY            REFUSED

@@ -60,7 +60,7 @@ pub(super) fn loss(loss: &v1::Loss) -> String {
         ),
         Ok(v1::LossStage::Agent) => ("", "the agent could not read them"),
         Ok(v1::LossStage::ClientQueue) => ("", "this client read too slowly"),
-        Ok(v1::LossStage::RateLimit) => ("", "a rate limit dropped them"),
+        Ok(v1::LossStage::RateLimit) => ("", "there were more than --rate-limit allows"),
         Ok(v1::LossStage::KernelTable) => ("", "a table in the kernel was full"),
         Ok(v1::LossStage::Unspecified) | Err(_) => ("", "a newer dinle knows why"),
     };
@@ -423,7 +423,7 @@ mod tests {
             (
                 v1::LossStage::RateLimit as i32,
                 5,
-                "lost 5 exec events: a rate limit dropped them (RATE_LIMIT)",
+                "lost 5 exec events: there were more than --rate-limit allows (RATE_LIMIT)",
             ),
             (
                 99,

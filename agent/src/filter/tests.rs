@@ -75,9 +75,34 @@ fn what_is_asked_for_is_kept() {
 }
 
 #[test]
+fn the_agents_rate_holds_unless_less_is_asked_for() {
+    let rate = |asked, allowed| {
+        let limits = Limits {
+            events_per_second_max: allowed,
+            ..Limits::default()
+        };
+        let request = v1::SubscribeRequest {
+            max_events_per_second: asked,
+            ..exec()
+        };
+        Request::parse(&request, &limits).map(|request| request.max_events_per_second)
+    };
+    assert_eq!(rate(0, None), Ok(None));
+    assert_eq!(rate(7, None), Ok(Some(7)));
+    assert_eq!(rate(0, Some(100)), Ok(Some(100)));
+    assert_eq!(rate(100, Some(100)), Ok(Some(100)));
+    let told = rate(101, Some(100)).expect_err("too much").to_string();
+    assert_eq!(
+        told,
+        "max_events_per_second: is 101; this agent allows 100 at most"
+    );
+}
+
+#[test]
 fn the_default_queue_stays_below_the_agents_limit() {
     let limits = Limits {
         queue_bytes_max: 1 << 20,
+        ..Limits::default()
     };
     let request = Request::parse(&exec(), &limits).expect("a request");
     assert_eq!(request.queue_bytes, 1 << 20);

@@ -20,16 +20,19 @@ pub enum Stage {
     ClientQueue,
     /// A table of the kernel's was full.
     KernelTable,
+    /// There were more than the stream's rate limit allows.
+    RateLimit,
 }
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::KernelRing,
         Self::KernelSkipped,
         Self::Agent,
         Self::ClientQueue,
         Self::KernelTable,
+        Self::RateLimit,
     ];
 
     /// The contract's name.
@@ -40,6 +43,7 @@ impl Stage {
             Self::Agent => LossStage::Agent,
             Self::ClientQueue => LossStage::ClientQueue,
             Self::KernelTable => LossStage::KernelTable,
+            Self::RateLimit => LossStage::RateLimit,
         }
     }
 
@@ -51,6 +55,7 @@ impl Stage {
             Self::Agent => "agent",
             Self::ClientQueue => "client_queue",
             Self::KernelTable => "kernel_table",
+            Self::RateLimit => "rate_limit",
         }
     }
 }

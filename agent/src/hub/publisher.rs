@@ -10,7 +10,9 @@ use dinle_proto::v1::{self, EndReason};
 use prost::{Message as _, encoding};
 use tokio::sync::oneshot;
 
-use super::{Board, Hub, Item, KINDS, LISTENERS_MAX, Listener, Stage, ids::IdMap, sums::Sums};
+use super::{
+    Board, Hub, Item, KINDS, LISTENERS_MAX, Listener, Stage, bucket::Bucket, ids::IdMap, sums::Sums,
+};
 use crate::filter::{Family, Kinds};
 
 /// A batch is sent when it is this large: far below the 4 MiB that gRPC clients accept, and large enough that a message's cost
@@ -49,6 +51,8 @@ struct Voice {
     next_sequence: u64,
     /// Events that may still be delivered.
     remaining: Option<u64>,
+    /// Where the stream has a rate limit.
+    bucket: Option<Bucket>,
     family: Family,
     /// Workloads that the stream's events named, as it knows them.
     known: IdMap<Arc<v1::Workload>>,
@@ -112,6 +116,7 @@ impl Publisher {
                     batch: Batch::new(0),
                     next_sequence: 1,
                     remaining: listener.request.max_events,
+                    bucket: listener.request.max_events_per_second.map(Bucket::new),
                     family: Family::default(),
                     known: IdMap::default(),
                     sums: Sums::new(listener.request.interval),
@@ -181,6 +186,15 @@ impl Publisher {
                 // Heard for the filter's sake alone.
                 || !request.kinds.contains(kind)
             {
+                continue;
+            }
+            if voice
+                .bucket
+                .as_mut()
+                .is_some_and(|bucket| !bucket.take(Instant::now()))
+            {
+                voice.listener.books.lose(kind, Stage::RateLimit, 1);
+                hub.0.totals.lost(kind, Stage::RateLimit, 1);
                 continue;
             }
             if encoded.is_empty() {

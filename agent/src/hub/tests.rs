@@ -1,5 +1,6 @@
 //! The hub without a kernel: a publisher on one side, subscriptions on the other.
 
+mod limits;
 mod sums;
 
 use std::{sync::Arc, time::Duration};
@@ -11,7 +12,7 @@ use super::*;
 use crate::filter::{Limits, Request};
 
 fn hub() -> (Hub, Publisher) {
-    Hub::new(|| ())
+    Hub::new(super::Limits::default(), || ())
 }
 
 fn request(kinds: &[v1::Kind]) -> v1::SubscribeRequest {
@@ -564,36 +565,6 @@ async fn time_and_shutdown_end_a_stream_through_the_reader() {
             (second, EndReason::Shutdown)
         ]
     );
-}
-
-#[test]
-fn there_is_room_for_so_many_streams_and_a_place_that_is_left_is_free_again() {
-    let (hub, mut publisher) = hub();
-    let asked = request(&[v1::Kind::Exec]);
-    let parsed = Request::parse(&asked, &Limits::default()).expect("a good request");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .expect("a runtime");
-    let _guard = runtime.enter();
-    let mut all: Vec<_> = (0..LISTENERS_MAX)
-        .map(|_| {
-            hub.subscribe(asked.clone(), parsed.clone(), v1::Caller::default())
-                .expect("room")
-        })
-        .collect();
-    let full = hub
-        .subscribe(asked.clone(), parsed.clone(), v1::Caller::default())
-        .err()
-        .expect("no room");
-    assert!(full.to_string().contains("64 streams"));
-    let left = all.remove(5).id();
-    let newcomer = hub
-        .subscribe(asked, parsed, v1::Caller::default())
-        .expect("room again");
-    assert!(newcomer.id() > left, "numbers are not used again");
-    publisher.refresh();
-    assert_eq!(publisher.targets(v1::Kind::Exec, &pod(7, "web")), u64::MAX);
 }
 
 #[test]

@@ -1255,6 +1255,10 @@ pub struct SubscribeRequest {
     /// At least 1 s, at most 1 h.
     #[prost(message, optional, tag = "9")]
     pub interval: ::core::option::Option<::prost_types::Duration>,
+    /// At most so many events a second, and as many at once; those beyond are lost at LOSS_STAGE_RATE_LIMIT. Unset: the agent's limit, if it
+    /// has one; not more than that. Snapshots are not limited.
+    #[prost(uint32, tag = "10")]
+    pub max_events_per_second: u32,
 }
 /// One message of a stream.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1291,7 +1295,7 @@ pub mod subscribe_response {
 /// Events that belong together only in that they travel together.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EventBatch {
-    /// Number of the first event in this stream. All events that matched are numbered from 1 without gaps, and the events of a batch
+    /// Number of the first event in this stream. All events that matched, but for those beyond its rate limit, are numbered from 1 without gaps, and the events of a batch
     /// follow each other; so a gap between two batches is a loss in the queue, which a Loss message tells of.
     #[prost(uint64, tag = "1")]
     pub first_sequence: u64,
@@ -1460,6 +1464,9 @@ pub struct Plan {
     /// The heartbeat interval that holds.
     #[prost(message, optional, tag = "10")]
     pub heartbeat_interval: ::core::option::Option<::prost_types::Duration>,
+    /// The rate limit that holds; 0: none.
+    #[prost(uint32, tag = "11")]
+    pub max_events_per_second: u32,
 }
 /// See Observer.Explain.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1712,7 +1719,7 @@ pub enum LossStage {
     Agent = 3,
     /// This stream's queue was full: the client reads too slowly.
     ClientQueue = 4,
-    /// A rate limit dropped them.
+    /// There were more than max_events_per_second.
     RateLimit = 5,
     /// The kernel's table in which it adds up or keeps track was full. Of kinds told in Snapshots each count is one occurrence that is missing in
     /// the sums.

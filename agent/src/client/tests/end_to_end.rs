@@ -530,7 +530,7 @@ async fn explain_prints_the_plan_and_asks_for_no_stream() {
     let fake = scripted(a_stream());
     let Printed { out, result, .. } = run(&fake, "watch --explain").await;
     assert!(
-        out.starts_with("node       node-1\nboot id    b00t\n"),
+        out.starts_with("node        node-1\nboot id     b00t\n"),
         "{out}"
     );
     assert_eq!(result.expect("fine"), ExitCode::SUCCESS);

@@ -155,7 +155,7 @@ fn each_flag_fills_its_field() {
             filtering(only(v1::Kind::Exec), |f| f.exit_failed = true),
         ),
         (
-            "watch --duration 1500ms --count 23 --queue-bytes 65536 -o json",
+            "watch --duration 1500ms --count 23 --queue-bytes 65536 --rate-limit 100 -o json",
             v1::SubscribeRequest {
                 max_duration: Some(prost_types::Duration {
                     seconds: 1,
@@ -163,6 +163,7 @@ fn each_flag_fills_its_field() {
                 }),
                 max_events: 23,
                 queue_bytes: 65_536,
+                max_events_per_second: 100,
                 identity_mode: inline,
                 ..default()
             },
