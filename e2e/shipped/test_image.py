@@ -35,7 +35,7 @@ FILES = {
     "usr/share/sbom/dinle.cdx.json",
 }
 TWICE = os.environ.get("DINLE_IMAGE_TWICE")
-LIMIT_BYTES = 25 << 20
+LIMIT_BYTES = 25_000_000
 
 
 def run(*command: str | Path, **more) -> str:
@@ -123,8 +123,7 @@ def test_it_has_what_it_needs_and_nothing_else(image):
     size = sum(layer["size"] for layer in image.manifest["layers"])
     unpacked = sum(entry.size for entry in image.files.values())
     print(f"{size / 2**20:.1f} MiB, {unpacked / 2**20:.1f} MiB unpacked")
-    # What nodes fetch.
-    assert size < LIMIT_BYTES
+    assert unpacked < LIMIT_BYTES
 
 
 def test_nothing_in_it_can_be_written(image):
