@@ -12,7 +12,7 @@ import pytest
 import yaml
 from node import binary, wait_until
 
-from conftest import PATIENCE_SECONDS, SOON_SECONDS, empty_namespace
+from conftest import PATIENCE_SECONDS, SOON_SECONDS, agents_of, empty_namespace
 
 IMAGE = os.environ.get("DINLE_TEST_IMAGE", "localhost/busybox:1")
 # The agents' namespace, and everything that a listener needs there.
@@ -278,9 +278,9 @@ def test_a_cluster_without_agents_says_so(kubectl, agents, shop, plugin):
 def test_that_some_nodes_are_not_heard_is_told_by_the_exit_status(kubectl, agents, shop, plugin):
     heard, other = sorted(agents)[:2]
     start(kubectl, sleeper(shop, "here", heard), sleeper(shop, "there", other))
-    # With this label of one agent's, the other is none.
-    label = "dinle-e2e/heard"
-    kubectl("-n", AGENTS, "label", "pod", agents[heard], f"{label}=yes")
+    # With this label of one agent's, the other is none. Another test may have replaced the pod that was installed.
+    label, pod = "dinle-e2e/heard", agents_of(kubectl, AGENTS)[heard]["metadata"]["name"]
+    kubectl("-n", AGENTS, "label", "pod", pod, f"{label}=yes")
     try:
         for asked in (["workloads"], ["watch", "--explain"], ["watch", "--duration", "3s"]):
             command, environment = plugin(*asked, "-n", shop, "--agent-selector", label)
@@ -289,7 +289,7 @@ def test_that_some_nodes_are_not_heard_is_told_by_the_exit_status(kubectl, agent
             assert re.search(rf"^{other}: .*no agent runs there$", done.stderr, re.MULTILINE), f"{asked}: {done}"
             assert heard in done.stdout or asked[-1] == "3s", f"{asked}: {done}"
     finally:
-        kubectl("-n", AGENTS, "label", "pod", agents[heard], f"{label}-")
+        kubectl("-n", AGENTS, "label", "pod", pod, f"{label}-")
 
 
 def test_a_template_is_for_each_event_of_all_nodes(kubectl, agents, shop, plugin):
