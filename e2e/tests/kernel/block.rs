@@ -148,14 +148,11 @@ impl Disk {
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    /// Requests done, and milliseconds that they took, of reads and of writes (Documentation/block/stat.rst).
-    fn statistics(&self) -> [(u64, u64); 2] {
+    /// Reads and writes done (Documentation/block/stat.rst).
+    fn statistics(&self) -> [u64; 2] {
         let text = self.says("stat");
-        let numbers: Vec<u64> = text
-            .split_whitespace()
-            .map(|number| number.parse().unwrap())
-            .collect();
-        [(numbers[0], numbers[3]), (numbers[4], numbers[7])]
+        let number = |at| text.split_whitespace().nth(at).unwrap().parse().unwrap();
+        [number(0), number(4)]
     }
 
     /// It holds back what it is given, so that a flush makes it write.
@@ -308,14 +305,10 @@ fn each_request_is_told_once_with_its_size_and_times() {
         }
         // They came one after the other: what the process waited for each is more than what its request took.
         assert!(in_all <= took[at], "{operation:?}: {in_all:?} {took:?}");
-        let (requests, milliseconds) = (after[at].0 - before[at].0, after[at].1 - before[at].1);
+        // Its time is no bound of ours: requests that end together end at one moment there, before the first is told of
+        // (block/blk-mq.c, blk_mq_end_request_batch).
+        let requests = after[at] - before[at];
         assert!(requests >= count as u64, "{operation:?}: {requests}");
-        // The disk's own time begins before and ends behind ours, and is cut to milliseconds at both ends.
-        let statistics = Duration::from_millis(milliseconds + 1);
-        assert!(
-            in_all <= statistics,
-            "{operation:?}: {in_all:?} {statistics:?}"
-        );
     }
     assert_eq!(stream.losses.len(), 0);
     assert!(stream.book(Kind::BlockIo).lost.is_empty());
