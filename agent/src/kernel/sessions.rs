@@ -30,7 +30,7 @@ impl Programs {
             return Err("the object has no map SOCKETS".to_owned());
         };
         let mut sockets = HashMap::<_, u64, SocketPod>::try_from(map).map_err(failed)?;
-        let known: Vec<u64> = sockets.keys().filter_map(Result::ok).collect();
+        let known: Vec<u64> = sockets.keys().collect::<Result<_, _>>().map_err(failed)?;
         for key in known {
             match sockets.remove(&key) {
                 // It may end at any moment.
@@ -77,13 +77,14 @@ impl Programs {
         };
         let sockets = HashMap::<_, u64, SocketPod>::try_from(map).map_err(failed)?;
         let due = boot_ns().saturating_sub(nanoseconds(interval));
-        // What is missed because it ends meanwhile needs no report.
-        let due: Vec<u64> = sockets
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, SocketPod(socket))| socket.told_boot_ns <= due)
-            .map(|(address, _)| address)
-            .collect();
-        self.call("report_session", due)
+        // What is removed meanwhile has ended and needs no report. The walk then may begin again: the kernel half looks whether it is due.
+        let mut addresses = Vec::new();
+        for entry in sockets.iter() {
+            let (address, SocketPod(socket)) = entry.map_err(failed)?;
+            if socket.told_boot_ns <= due {
+                addresses.push(address);
+            }
+        }
+        self.call("report_session", addresses)
     }
 }
