@@ -1,0 +1,111 @@
+//! `dinle`: arguments → subcommand. In the library, so that what runs here is compiled once: an asynchronous function is compiled where it is run.
+
+use std::{ffi::OsString, io, process::ExitCode};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use crate::{app, client, config::Config};
+
+/// Listens to what happens in the pods of a Kubernetes node, without stopping them.
+#[derive(Parser)]
+#[command(
+    name = "dinle",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = client::EXIT_STATUS
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    colors: client::Colors,
+}
+
+#[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
+enum Command {
+    Agent(Config),
+    #[command(flatten)]
+    Client(client::Command),
+    Doctor(app::Doctor),
+    #[command(long_about = COMPLETION)]
+    /// Print a script with which a shell completes commands, flags and the names of pods
+    Completion {
+        /// Which one
+        shell: Shell,
+    },
+    /// Print the version and end.
+    Version,
+}
+
+const COMPLETION: &str = "\
+Print a script with which a shell completes commands, flags, and what is in the cluster: namespaces, pods, owners, containers, nodes.
+
+Names come from the cluster, or without --kube from the agent at --address, as what is written before on the line says. What is not found \
+within 2 seconds is left out.
+
+Examples:
+  source <(dinle completion bash)             # in ~/.bashrc; for zsh, the same with zsh in ~/.zshrc
+  dinle completion fish | source              # in ~/.config/fish/config.fish
+  source <(kubectl dinle completion bash)     # where kubectl-dinle is called by this name
+
+`kubectl dinle` is completed by kubectl, which looks for kubectl_complete-dinle on the PATH: this program by another name.
+  ln -s kubectl-dinle \"$(dirname \"$(command -v kubectl-dinle)\")/kubectl_complete-dinle\"";
+
+/// Does what the arguments say.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(status) = client::complete(Cli::command, &arguments) {
+        return status;
+    }
+    let done = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(run(arguments)),
+        Err(error) => Err(error.into()),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("dinle: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn run(arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    let program = arguments.first().cloned();
+    let Cli { command, colors } = Cli::parse_from(client::arguments(arguments.into_iter()));
+    match command {
+        Command::Agent(config) => {
+            log(config.log_json, colors);
+            app::run(config).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Client(command) => client::run(command, colors).await,
+        Command::Doctor(doctor) => doctor.run().await,
+        Command::Completion { shell } => {
+            client::register(shell, program.as_deref(), &mut io::stdout())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Version => {
+            println!("dinle {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn log(json: bool, colors: client::Colors) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    if json {
+        registry
+            .with(fmt::layer().json().with_writer(io::stderr))
+            .init();
+    } else {
+        registry
+            .with(
+                fmt::layer()
+                    .with_ansi(colors.on(&io::stderr()))
+                    .with_writer(io::stderr),
+            )
+            .init();
+    }
+}
