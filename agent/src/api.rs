@@ -1,5 +1,6 @@
 //! The gRPC service: what may be asked, and the only place that makes a `tonic::Status`.
 
+mod admit;
 mod audit;
 
 use std::{pin::Pin, sync::Arc, time::SystemTime};
@@ -15,13 +16,17 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
+    auth::Verdict,
     control::{Node, Settle},
-    filter::{self, Invalid, Limits, Selector},
-    hub::{Hub, Stage, Subscription},
+    filter::{self, Grant, Invalid, Limits, Selector},
+    hub::{Hub, Listener, Stage, Subscription},
     workload::Index,
 };
 
+use admit::{Admitted, status};
 use audit::Audited;
+
+pub use admit::Admission;
 
 /// A Plan names at most so many workloads: it should stay far below the 4 MiB that clients accept.
 const PLAN_WORKLOADS: usize = 500;
@@ -55,10 +60,16 @@ pub struct Api {
     pub settle: Settle,
     /// Bounds of requests.
     pub limits: Limits,
+    /// Who is let in.
+    pub admission: Admission,
 }
 
 impl Api {
-    fn plan(&self, request: &filter::Request, stream_id: u64) -> v1::Plan {
+    fn plan(&self, request: &filter::Request, verdict: &Verdict, stream_id: u64) -> v1::Plan {
+        let Verdict {
+            grant,
+            notes: left_out,
+        } = verdict;
         let Self {
             facts,
             hub,
@@ -71,9 +82,10 @@ impl Api {
         let capabilities: Vec<v1::Capability> =
             node.capabilities.iter().filter(asked).cloned().collect();
         let live = index.live();
-        let mut matching = live
-            .iter()
-            .filter(|live| request.selector.matches(&live.workload));
+        let mut matching = live.iter().filter(|live| {
+            let told = grant.of(&live.workload).watch.intersection(request.kinds);
+            request.selector.matches(&live.workload) && !told.is_empty()
+        });
         let workloads: Vec<v1::Workload> = matching
             .by_ref()
             .take(PLAN_WORKLOADS)
@@ -108,6 +120,7 @@ impl Api {
             let name = v1::Kind::try_from(*kind).unwrap_or_default().as_str_name();
             notes.push(format!("{name}: unavailable: {reason}"));
         }
+        notes.extend(left_out.iter().cloned());
         notes.extend(hub.notes());
         if request.selector.names_containers() {
             notes.push(
@@ -134,18 +147,21 @@ impl Api {
     async fn open(
         &self,
         asked: &v1::SubscribeRequest,
-        caller: &v1::Caller,
+        admitted: &Admitted,
     ) -> Result<Subscription, Status> {
         let request =
             filter::Request::parse(asked, &self.limits).map_err(|error| invalid(&error, ""))?;
+        let verdict = self.admission.verdict(admitted, &request).await;
+        let verdict = verdict.map_err(status)?;
+        let (caller, grant) = (admitted.caller.clone(), verdict.grant.clone());
         let mut subscription = self
             .hub
-            .subscribe(asked.clone(), request.clone(), caller.clone())
+            .subscribe(asked.clone(), request.clone(), caller, grant)
             .map_err(|full| Status::resource_exhausted(full.to_string()))?;
         if !self.settle.settle().await {
             return Err(Status::unavailable("the agent is shutting down"));
         }
-        let plan = self.plan(&request, subscription.id());
+        let plan = self.plan(&request, &verdict, subscription.id());
         if !plan
             .capabilities
             .iter()
@@ -166,6 +182,15 @@ impl Api {
     }
 }
 
+impl Api {
+    /// Who asks, and what they may be told of anything here.
+    async fn sight<T>(&self, request: &Request<T>) -> Result<(v1::Caller, Grant), Status> {
+        let (caller, admitted) = self.admission.admit(request).await;
+        let sight = self.admission.sight(&admitted.map_err(status)?).await;
+        Ok((caller, sight.map_err(status)?))
+    }
+}
+
 #[tonic::async_trait]
 impl Observer for Api {
     type SubscribeStream = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
@@ -174,19 +199,23 @@ impl Observer for Api {
         &self,
         request: Request<v1::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let caller = audit::caller(&request);
+        let (caller, admitted) = self.admission.admit(&request).await;
         let asked = request.into_inner();
-        let subscription = match self.open(&asked, &caller).await {
-            Ok(subscription) => subscription,
-            Err(status) => {
-                audit::refused(&caller, &asked, &status);
-                return Err(status);
-            }
+        let opened = async {
+            let admitted = admitted.map_err(status)?;
+            let subscription = self.open(&asked, &admitted).await?;
+            let guard = self
+                .admission
+                .guard(admitted, &self.hub, subscription.listener());
+            Ok((subscription, guard))
         };
-        let audited = Audited::begin(subscription);
+        let (subscription, guard) = opened
+            .await
+            .inspect_err(|status| audit::refused(&caller, &asked, status))?;
+        let audited = Audited::begin(subscription, guard);
         let messages = stream::unfold(audited, |mut audited| async move {
             let message = audited.next().await?;
-            Some((Ok(message), audited))
+            Some((message, audited))
         });
         Ok(Response::new(Box::pin(messages)))
     }
@@ -195,11 +224,14 @@ impl Observer for Api {
         &self,
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
+        let (_, admitted) = self.admission.admit(&request).await;
+        let admitted = admitted.map_err(status)?;
         let asked = request.into_inner().request.unwrap_or_default();
         let request = filter::Request::parse(&asked, &self.limits)
             .map_err(|error| invalid(&error, "request."))?;
+        let verdict = self.admission.verdict(&admitted, &request).await;
         Ok(Response::new(v1::ExplainResponse {
-            plan: Some(self.plan(&request, 0)),
+            plan: Some(self.plan(&request, &verdict.map_err(status)?, 0)),
         }))
     }
 
@@ -207,10 +239,13 @@ impl Observer for Api {
         &self,
         request: Request<v1::ListWorkloadsRequest>,
     ) -> Result<Response<v1::ListWorkloadsResponse>, Status> {
+        let grant = self.sight(&request).await?.1;
         let asked = request.into_inner().selector;
         let selector = Selector::parse(asked.as_ref()).map_err(|error| invalid(&error, ""))?;
         let live = self.index.live();
-        let matching = live.iter().filter(|live| selector.matches(&live.workload));
+        let matching = live.iter().filter(|live| {
+            selector.matches(&live.workload) && !grant.of(&live.workload).watch.is_empty()
+        });
         let mut workloads: Vec<v1::Workload> =
             matching.map(|live| (*live.workload).clone()).collect();
         workloads.sort_by(|a, b| a.cgroup_path.cmp(&b.cgroup_path));
@@ -219,8 +254,12 @@ impl Observer for Api {
 
     async fn get_status(
         &self,
-        _: Request<v1::GetStatusRequest>,
+        request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let (caller, grant) = self.sight(&request).await?;
+        // What others listen to is for those who may listen to it themselves, wherever it is.
+        let all = !grant.everywhere.watch.is_empty();
+        let shown = |listener: &Listener| all || listener.caller.user == caller.user;
         let Self {
             facts,
             hub,
@@ -241,7 +280,8 @@ impl Observer for Api {
                 })
             });
         let board = hub.board();
-        let subscriptions = board.listeners().map(|(_, listener)| v1::Subscription {
+        let shown = board.listeners().filter(|(_, listener)| shown(listener));
+        let subscriptions = shown.map(|(_, listener)| v1::Subscription {
             stream_id: listener.id,
             started: Some(listener.started.into()),
             request: Some(listener.asked.clone()),
@@ -266,8 +306,9 @@ impl Observer for Api {
 
     async fn list_capabilities(
         &self,
-        _: Request<v1::ListCapabilitiesRequest>,
+        request: Request<v1::ListCapabilitiesRequest>,
     ) -> Result<Response<v1::ListCapabilitiesResponse>, Status> {
+        self.admission.admit(&request).await.1.map_err(status)?;
         let capabilities = self.state.load().capabilities.clone();
         Ok(Response::new(v1::ListCapabilitiesResponse { capabilities }))
     }

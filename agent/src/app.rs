@@ -24,8 +24,9 @@ use tokio::{
 use tonic::transport::Server;
 
 use crate::{
-    api::{Api, Facts},
-    config::{Config, DRAIN},
+    api::{Admission, Api, Facts},
+    auth::{Auth, Reviewer},
+    config::{AuthMode, Config, DRAIN},
     control::{self, Control, Settle},
     event,
     hub::Hub,
@@ -170,6 +171,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         started: SystemTime::now(),
         ring_bytes: config.ring_bytes,
     };
+    let auth = match config.auth {
+        AuthMode::None => None,
+        AuthMode::Kube => Some(Arc::new(Auth::new(Reviewer::new(
+            config.auth_audiences.clone(),
+        )))),
+    };
     let health = Health {
         hub: hub.clone(),
         index: index.clone(),
@@ -177,6 +184,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         node: node.clone(),
         alive: Arc::new(Alive::default()),
         tls,
+        auth: auth.clone(),
     };
     let http_task = tokio::spawn(async move { axum::serve(http, metrics::router(health)).await });
     let (reporter, health_service) = tonic_health::server::health_reporter();
@@ -184,6 +192,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let api = Api {
         facts,
         hub: hub.clone(),
+        admission: Admission {
+            auth,
+            grace: config.auth_grace,
+            index: index.clone(),
+        },
         index,
         state: node,
         settle,

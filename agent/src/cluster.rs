@@ -3,6 +3,7 @@
 
 mod names;
 mod pods;
+mod token;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,6 +25,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::filter::Selector;
 
 pub use names::contexts;
+pub use token::{TokenFrom, token_in};
 
 /// How people write a kind of owners, as in `deploy/checkout`.
 pub fn short_kind(kind: &str) -> String {
@@ -44,6 +46,8 @@ pub struct Options {
     pub agents_namespace: String,
     /// Labels of the agents.
     pub agents_labels: String,
+    /// How agents are told who asks.
+    pub token: TokenFrom,
     /// Nobody is there to be asked for a password.
     pub unattended: bool,
 }
@@ -52,6 +56,8 @@ pub struct Options {
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
+    config: Config,
+    token: token::Kept,
     namespace: String,
     options: Options,
 }
@@ -102,10 +108,12 @@ impl Cluster {
     pub async fn open(options: Options) -> Result<Self, String> {
         let config = configuration(&options).await?;
         let namespace = config.default_namespace.clone();
-        let client = Client::try_from(config)
+        let client = Client::try_from(config.clone())
             .map_err(|error| format!("the cluster's configuration cannot be used: {error}"))?;
         Ok(Self {
             client,
+            config,
+            token: token::Kept::default(),
             namespace,
             options,
         })
@@ -223,6 +231,7 @@ async fn configuration(options: &Options) -> Result<Config, String> {
         unattended,
         agents_namespace: _,
         agents_labels: _,
+        token: _,
     } = options;
     let chosen = KubeConfigOptions {
         context: context.clone(),

@@ -30,7 +30,7 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 )]
 pub struct Config {
     /// Where the gRPC service is: ADDR:PORT, tls:ADDR:PORT with the certificate of --tls-cert, or unix:PATH; several, separated by
-    /// commas. Anything but loopback needs a tls: with --tls-client-ca, or --insecure: else nobody is asked who they are.
+    /// commas. Anything but loopback needs a tls: with --tls-client-ca or --auth kube, or --insecure: else nobody is asked who they are.
     #[arg(
         long,
         value_name = "WHERE,…",
@@ -66,7 +66,7 @@ pub struct Config {
         env = "DINLE_TLS_KEY"
     )]
     pub tls_key: Option<PathBuf>,
-    /// Take only clients with a certificate that these authorities have signed, PEM.
+    /// Take only clients with a certificate that these authorities have signed, PEM. With --auth kube also those with a token.
     #[arg(
         long,
         value_name = "FILE",
@@ -74,6 +74,29 @@ pub struct Config {
         env = "DINLE_TLS_CLIENT_CA"
     )]
     pub tls_client_ca: Option<PathBuf>,
+    /// Whether callers must say who they are: `none`, or `kube`, which asks the API server whose token it is (TokenReview), or takes the
+    /// name in a certificate of --tls-client-ca, and what that user may watch (SubjectAccessReview). Whoever can open the socket of unix:
+    /// without a token may watch everything.
+    #[arg(
+        long,
+        value_name = "HOW",
+        value_enum,
+        default_value_t,
+        env = "DINLE_AUTH"
+    )]
+    pub auth: AuthMode,
+    /// Audiences of which a token has to be meant for one.
+    #[arg(
+        long,
+        value_name = "AUDIENCE,…",
+        value_delimiter = ',',
+        default_value = "dinle",
+        env = "DINLE_AUTH_AUDIENCES"
+    )]
+    pub auth_audiences: Vec<String>,
+    /// How long a stream goes on while the API server cannot be asked whether it still may. New ones are refused at once.
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = humantime::parse_duration, env = "DINLE_AUTH_GRACE")]
+    pub auth_grace: Duration,
     /// Permissions of the socket of unix:PATH, octal.
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
     pub socket_mode: u32,
@@ -127,6 +150,16 @@ pub struct Config {
     pub log_json: bool,
 }
 
+/// Whether callers must say who they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum AuthMode {
+    /// Whoever can connect is told everything.
+    #[default]
+    None,
+    /// The API server is asked.
+    Kube,
+}
+
 fn mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
@@ -177,13 +210,17 @@ impl Config {
             let (ip, asked) = match address {
                 Address::Unix(_) => continue,
                 Address::Tcp(address) => (address.ip(), false),
-                Address::Tls(address) => (address.ip(), self.tls_client_ca.is_some()),
+                // A token must not be read on its way.
+                Address::Tls(address) => {
+                    let asked = self.tls_client_ca.is_some() || self.auth == AuthMode::Kube;
+                    (address.ip(), asked)
+                }
             };
             if !ip.is_loopback() && !asked && !self.insecure {
                 return Err(format!(
                     "--listen {address} is not a loopback address, and whoever reaches it could read what runs on this node; listen on \
-                     127.0.0.1 and use `kubectl port-forward`, or on tls:ADDR:PORT with --tls-client-ca, or say --insecure if the network \
-                     keeps strangers away"
+                     127.0.0.1 and use `kubectl port-forward`, or on tls:ADDR:PORT with --tls-client-ca or --auth kube, or say --insecure if the \
+                     network keeps strangers away"
                 ));
             }
         }
@@ -214,6 +251,7 @@ impl Config {
             certificate,
             key,
             client_ca: self.tls_client_ca.clone(),
+            client_may_show_none: self.auth == AuthMode::Kube,
         })
     }
 
@@ -270,6 +308,12 @@ mod tests {
             (&["--listen", "tls:[::1]:1"][..], true),
             (&["--listen", "tls:0.0.0.0:1", "--tls-client-ca", "a"], true),
             (&["--listen", "tls:0.0.0.0:1", "--insecure"], true),
+            (&["--listen", "tls:0.0.0.0:1", "--auth", "kube"], true),
+            // A token would be read by whoever listens in.
+            (
+                &["--auth", "kube", "--listen", "tls:127.0.0.1:1,0.0.0.0:2"],
+                false,
+            ),
             // Who they are is asked of nobody.
             (&["--listen", "tls:0.0.0.0:1"], false),
             (
@@ -320,6 +364,7 @@ mod tests {
             (["--max-streams-per-user", "0"], "--max-streams-per-user"),
             (["--max-queue-bytes", "1000"], "65536"),
             (["--socket-mode", "1777"], "0660"),
+            (["--auth", "token"], "none, kube"),
             (["--socket-group", "nobody-has-this"], "/etc/group"),
         ] {
             let error = parse(&args).expect_err("refused").to_string();

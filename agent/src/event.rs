@@ -4,9 +4,11 @@ mod block;
 mod drop;
 mod file;
 mod process;
+mod redact;
 mod symbols;
 mod tcp;
 
+pub use redact::{has_arguments, redact};
 pub use symbols::Symbols;
 
 use std::{collections::HashMap, sync::Arc};
@@ -168,6 +170,7 @@ pub fn decode(envelope: &Envelope<'_>, context: &Context) -> Result<v1::Event, D
         Kind::DropCount => drop::count(body, names),
     }?;
     Ok(v1::Event {
+        redacted: false,
         time: Some(clock.at(header.boot_ns)),
         kind: proto_kind(*kind).into(),
         cgroup_id: header.cgroup_id,

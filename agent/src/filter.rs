@@ -1,6 +1,7 @@
 //! What one subscriber asked for: parsed once at the door, matched often, exact.
 
 mod events;
+mod grant;
 mod labels;
 mod pattern;
 mod selector;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use dinle_proto::v1;
 
 pub use events::{Family, Filter, Narrow};
+pub use grant::{Access, Grant};
 pub use selector::Selector;
 pub(crate) use selector::short_kind;
 
@@ -60,6 +62,16 @@ impl Kinds {
     /// The kinds of both sets.
     pub fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// The kinds that are in both sets.
+    pub fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// The kinds that are not in the other set.
+    pub fn difference(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// The set as bits.

@@ -16,7 +16,7 @@ pub use books::{Stage, Totals};
 pub use demand::{Demand, Want};
 pub use ids::IdMap;
 pub use limits::{Full, Limits, Refusals};
-pub use publisher::{Command, Publisher, encode_name};
+pub use publisher::{Command, Publisher, Targets, encode_name};
 pub use subscription::Subscription;
 
 use std::{
@@ -33,7 +33,7 @@ use arc_swap::ArcSwap;
 use dinle_proto::v1;
 use tokio::sync::{oneshot, watch};
 
-use crate::filter::Request;
+use crate::filter::{Access, Grant, Kinds, Request};
 use books::Books;
 use subscription::{Item, Queue};
 
@@ -56,6 +56,10 @@ pub struct Listener {
     pub asked: v1::SubscribeRequest,
     /// The same, understood.
     pub request: Request,
+    /// What it may be told.
+    grant: ArcSwap<Grant>,
+    /// It may not be told anything any more, and why.
+    withdrawn: watch::Sender<Option<Withdrawn>>,
     books: Books,
     queue: Queue,
 }
@@ -66,6 +70,41 @@ impl Listener {
         let Self { books, request, .. } = self;
         books.tell(request.kinds, request.heard)
     }
+
+    /// What it may be told.
+    pub fn grant(&self) -> Arc<Grant> {
+        self.grant.load_full()
+    }
+
+    /// Kinds that it hears of a workload which its selector matches: those that it asks for and may be told, and what their filter needs.
+    fn hears(&self, workload: &v1::Workload) -> Kinds {
+        self.hears_with(self.grant.load().of(workload))
+    }
+
+    /// Kinds that it hears of some workload or other.
+    fn hears_at_all(&self) -> Kinds {
+        self.hears_with(self.grant.load().all_access())
+    }
+
+    fn hears_with(&self, access: Access) -> Kinds {
+        let Request { kinds, heard, .. } = self.request;
+        let told = kinds.intersection(access.watch);
+        match told.is_empty() {
+            true => told,
+            false => told.union(heard.difference(kinds)),
+        }
+    }
+}
+
+/// Why a stream may not go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Withdrawn {
+    /// Something that it was told of is not for it any more: a sentence that says what.
+    Denied(String),
+    /// Nobody knows any more whose it is.
+    Unauthenticated(String),
+    /// Whether it may go on could not be asked for too long.
+    Unknown(String),
 }
 
 /// Who listens, at one moment. A listener keeps its place for as long as it is there.
@@ -141,6 +180,7 @@ impl Hub {
         asked: v1::SubscribeRequest,
         request: Request,
         caller: v1::Caller,
+        grant: Grant,
     ) -> Result<Subscription, Full> {
         let (queue, receiver) = Queue::new(request.queue_bytes);
         let listener = Arc::new(Listener {
@@ -149,6 +189,8 @@ impl Hub {
             caller,
             asked,
             request,
+            grant: ArcSwap::from_pointee(grant),
+            withdrawn: watch::Sender::new(None),
             books: Books::default(),
             queue,
         });
@@ -163,6 +205,24 @@ impl Hub {
         })?;
         self.0.changed.send_replace(());
         Ok(Subscription::new(self.clone(), listener, receiver))
+    }
+
+    /// From now on a stream may be told this.
+    pub fn set_grant(&self, listener: &Listener, grant: Grant) {
+        if *listener.grant.load_full() == grant {
+            return;
+        }
+        listener.grant.store(Arc::new(grant));
+        // Whoever decided by the old one decides anew.
+        self.change(|_, _| Ok(()))
+            .unwrap_or_else(|never: Infallible| match never {});
+        self.0.changed.send_replace(());
+    }
+
+    /// Nothing more is for a stream: it ends.
+    pub fn withdraw(&self, listener: &Listener, why: Withdrawn) {
+        self.set_grant(listener, Grant::default());
+        listener.withdrawn.send_replace(Some(why));
     }
 
     /// Who listens now.

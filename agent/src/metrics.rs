@@ -26,6 +26,7 @@ use prometheus_client::{
 };
 
 use crate::{
+    auth::Auth,
     control::Node,
     event::proto_kind,
     hub::{Hub, Stage},
@@ -52,6 +53,8 @@ pub struct Health {
     pub alive: Arc<Alive>,
     /// Certificates, where clients speak TLS.
     pub tls: Option<Arc<listen::State>>,
+    /// Who asks the API server for permissions, where callers must say who they are.
+    pub auth: Option<Arc<Auth>>,
 }
 
 /// Sees whether a counter moves.
@@ -155,6 +158,7 @@ impl Collector for Metrics {
             stats,
             node,
             tls,
+            auth,
             alive: _,
         }) = self;
         let node = node.load();
@@ -207,6 +211,17 @@ impl Collector for Metrics {
         )?;
         for (limit, count) in hub.refusals().counts() {
             ConstCounter::new(count).encode(family.encode_family(&[("limit", limit)])?)?;
+        }
+        if let Some(auth) = auth {
+            let mut family = out.encode_descriptor(
+                "calls_refused",
+                "Calls and streams of callers who are unknown or may not, by the reason",
+                None,
+                counter,
+            )?;
+            for (reason, count) in auth.refusals() {
+                ConstCounter::new(count).encode(family.encode_family(&[("reason", reason)])?)?;
+            }
         }
         let mut one = |name, help, count: u64| {
             ConstCounter::new(count).encode(out.encode_descriptor(name, help, None, counter)?)

@@ -15,7 +15,7 @@ use dinle_proto::v1;
 
 use crate::{
     event::{self, Context, Envelope, Names},
-    hub::{Command, IdMap, Publisher, Stage, encode_name},
+    hub::{Command, IdMap, Publisher, Stage, Targets, encode_name},
     kernel::{CgroupEvent, Counters, Reader, Ring, Tables, boot_ns, boot_unix_ns},
     workload::Index,
 };
@@ -180,8 +180,8 @@ impl Peers {
 struct Route {
     workload: Arc<v1::Workload>,
     name: Vec<u8>,
-    /// Listeners by kind, as bits.
-    targets: [u64; Kind::TABLE as usize],
+    /// Listeners by kind.
+    targets: [Targets; Kind::TABLE as usize],
 }
 
 impl Router {
@@ -272,29 +272,35 @@ impl Router {
                 new.insert(Route::new(workload, publisher))
             }
         };
-        let targets = route.targets[*kind as usize];
-        if targets == 0 {
+        let Targets { whole, redacted } = route.targets[*kind as usize];
+        if whole | redacted == 0 {
             return;
         }
-        match event::decode(&envelope, context) {
-            Ok(event) if kind.is_snapshot() => {
-                publisher.add_up(&event, &route.workload, targets);
-            }
-            Ok(mut event) => {
-                peers.name(&mut event, index);
-                publisher.publish(&event, proto_kind, &route.workload, &route.name, targets);
-            }
+        let mut event = match event::decode(&envelope, context) {
+            Ok(event) => event,
             Err(error) => {
                 undecodable(stats, &error);
-                publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
+                return publisher.lose(header.slot, proto_kind, Stage::Agent, 1);
             }
+        };
+        peers.name(&mut event, index);
+        let mut tell = |event: &v1::Event, targets| match kind.is_snapshot() {
+            true => publisher.add_up(event, &route.workload, targets),
+            false => publisher.publish(event, proto_kind, &route.workload, &route.name, targets),
+        };
+        if whole != 0 {
+            tell(&event, whole);
+        }
+        if redacted != 0 {
+            event::redact(&mut event);
+            tell(&event, redacted);
         }
     }
 }
 
 impl Route {
     fn new(workload: Arc<v1::Workload>, publisher: &Publisher) -> Self {
-        let mut targets = [0; Kind::TABLE as usize];
+        let mut targets = [Targets::default(); Kind::TABLE as usize];
         for &kind in Kind::ALL {
             targets[kind as usize] = publisher.targets(event::proto_kind(kind), &workload);
         }

@@ -43,14 +43,29 @@ const ROOMS: &[(&str, &[&str])] = &[
             "workload",
         ],
     ),
+    // Who may be told what. Asks the API server, and decides; others act on it.
+    (
+        "auth",
+        &[
+            "dinle_ebpf",
+            "dinle_proto",
+            "event",
+            "filter",
+            "k8s_openapi",
+            "kube",
+            "tokio",
+        ],
+    ),
     (
         "api",
         &[
+            "auth",
             "control",
             "dinle_proto",
             "filter",
             "hub",
             "listen",
+            "tokio",
             "tonic",
             "workload",
         ],
@@ -58,6 +73,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "metrics",
         &[
+            "auth",
             "control",
             "dinle_ebpf",
             "event",
@@ -92,6 +108,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 const WATCHED: &[&str] = &[
     "api",
     "app",
+    "auth",
     "aya",
     "client",
     "config",

@@ -29,7 +29,7 @@ use arc_swap::ArcSwap;
 use dinle::{
     api::{Api, Facts},
     control::{Node, Settle},
-    filter::{Limits, Request},
+    filter::{Grant, Limits, Request},
     hub::{self, Hub, Listener, Publisher, Subscription},
     pipeline::{Router, Stats},
     workload::Index,
@@ -237,6 +237,7 @@ fn in_process(case: &Case, count: usize) -> anyhow::Result<Sample> {
                         asked,
                         request,
                         v1::Caller::default(),
+                        Grant::all(),
                     )?)));
                 }
                 let mut received = Vec::new();

@@ -2,13 +2,11 @@
 
 use std::time::Instant;
 
-use dinle_proto::v1;
-use tonic::{Request, Status};
+use dinle_proto::{Encoded, v1};
+use tonic::Status;
 
-use crate::{
-    hub::Subscription,
-    listen::{Peer, PeerAddress},
-};
+use super::admit::{Guard, ended};
+use crate::hub::Subscription;
 
 /// A line: what all of them have, then what this one has.
 macro_rules! line {
@@ -19,38 +17,18 @@ macro_rules! line {
     }};
 }
 
-/// Who asks, as far as the connection tells.
-pub(super) fn caller<T>(request: &Request<T>) -> v1::Caller {
-    let Some(Peer {
-        address,
-        certificate,
-    }) = request.extensions().get()
-    else {
-        return v1::Caller::default();
-    };
-    let peer = match address {
-        PeerAddress::Tcp(address) => address.to_string(),
-        PeerAddress::Unix(Some(user)) => format!("unix:{user}"),
-        PeerAddress::Unix(None) => "unix:?".to_owned(),
-    };
-    let subject = certificate.as_deref().cloned().unwrap_or_default();
-    v1::Caller {
-        peer,
-        user: subject.user,
-        groups: subject.groups,
-    }
-}
-
 /// A stream, from its beginning on. Dropping it tells how it ended.
 pub(super) struct Audited {
     subscription: Subscription,
+    _guard: Guard,
     began: Instant,
     bytes: u64,
+    told_why: bool,
 }
 
 impl Audited {
     /// Tells that it begins.
-    pub(super) fn begin(subscription: Subscription) -> Self {
+    pub(super) fn begin(subscription: Subscription, guard: Guard) -> Self {
         let listener = subscription.listener();
         let stream = listener.id;
         line!(
@@ -62,16 +40,21 @@ impl Audited {
         );
         Self {
             subscription,
+            _guard: guard,
             began: Instant::now(),
             bytes: 0,
+            told_why: false,
         }
     }
 
-    /// The next message.
-    pub(super) async fn next(&mut self) -> Option<dinle_proto::Encoded> {
-        let message = self.subscription.next().await?;
-        self.bytes += message.0.len() as u64;
-        Some(message)
+    /// The next message. Behind the last one of a stream that may not go on comes why.
+    pub(super) async fn next(&mut self) -> Option<Result<Encoded, Status>> {
+        if let Some(message) = self.subscription.next().await {
+            self.bytes += message.0.len() as u64;
+            return Some(Ok(message));
+        }
+        let why = self.subscription.withdrawn()?;
+        (!std::mem::replace(&mut self.told_why, true)).then(|| Err(ended(why)))
     }
 }
 
@@ -81,6 +64,7 @@ impl Drop for Audited {
             subscription,
             began,
             bytes,
+            ..
         } = self;
         let listener = subscription.listener();
         let (mut events, mut lost) = (0, 0);
@@ -165,41 +149,7 @@ fn selector(asked: &v1::SubscribeRequest) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::listen::Subject;
-
-    #[test]
-    fn who_asks_is_what_the_connection_tells() {
-        let mut request = Request::new(());
-        assert_eq!(caller(&request), v1::Caller::default());
-        let subject = Subject {
-            user: "jane".into(),
-            groups: vec!["dev".into(), "ops".into()],
-        };
-        request.extensions_mut().insert(Peer {
-            address: PeerAddress::Tcp(([10, 0, 0, 7], 41234).into()),
-            certificate: Some(Arc::new(subject)),
-        });
-        let jane = v1::Caller {
-            peer: "10.0.0.7:41234".into(),
-            user: "jane".into(),
-            groups: vec!["dev".into(), "ops".into()],
-        };
-        assert_eq!(caller(&request), jane);
-        request.extensions_mut().insert(Peer {
-            address: PeerAddress::Unix(Some(1000)),
-            certificate: None,
-        });
-        assert_eq!(
-            caller(&request),
-            v1::Caller {
-                peer: "unix:1000".into(),
-                ..v1::Caller::default()
-            }
-        );
-    }
 
     #[test]
     fn what_is_asked_for_is_a_line() {

@@ -12,11 +12,14 @@ use anyhow::{Context as _, anyhow};
 use dinle_proto::v1::observer_client::ObserverClient;
 use tonic::{
     Code, Response, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri},
 };
 use tonic_types::StatusExt as _;
 
 use super::Refused;
+use crate::cluster;
 
 /// Where an agent listens unless it is told otherwise.
 const PORT: u16 = 4380;
@@ -30,13 +33,40 @@ pub(super) const HEARTBEAT: Duration = Duration::from_secs(3);
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// A connection to the agent.
-pub(super) type Client = ObserverClient<Channel>;
+pub(super) type Client = ObserverClient<InterceptedService<Channel, Bearer>>;
+
+/// Tells with each call who asks, if there is a token.
+#[derive(Clone)]
+pub(super) struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        if let Some(header) = &self.0 {
+            let metadata = request.metadata_mut();
+            metadata.insert("authorization", header.clone());
+        }
+        Ok(request)
+    }
+}
 
 /// Where an agent is, in full: `http://host:port`, `https://host:port` or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address(String);
 
 impl Address {
+    /// What is sent there stays on this machine, or is encrypted.
+    fn keeps_secrets(&self) -> bool {
+        let host = self
+            .0
+            .strip_prefix("http://")
+            .map(|rest| rest.rsplit_once(':').map_or(rest, |(host, _)| host));
+        let local = |host: &str| {
+            let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+            host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        };
+        host.is_none_or(local)
+    }
+
     /// Clients and the agent speak TLS.
     pub(super) fn is_tls(&self) -> bool {
         self.0.starts_with("https:")
@@ -48,6 +78,7 @@ impl Address {
 pub(super) struct Agent {
     pub(super) address: Address,
     pub(super) tls: Tls,
+    pub(super) token_file: Option<PathBuf>,
 }
 
 /// Files for TLS, in PEM.
@@ -158,13 +189,36 @@ impl fmt::Display for Place {
 }
 
 /// An agent's client on a connection.
-pub(super) fn client_on(channel: Channel) -> Client {
-    Client::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+///
+/// # Errors
+/// What is in the token cannot be sent.
+pub(super) fn client_on(channel: Channel, token: Option<String>) -> Result<Client, String> {
+    let header = token.map(|token| format!("Bearer {token}").parse());
+    let mut header: Option<MetadataValue<Ascii>> = header
+        .transpose()
+        .map_err(|_| "the token has characters that no token has".to_owned())?;
+    if let Some(header) = &mut header {
+        header.set_sensitive(true);
+    }
+    let client = Client::new(InterceptedService::new(channel, Bearer(header)));
+    Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 /// Connects to the agent.
 pub(super) async fn connect(agent: &Agent) -> anyhow::Result<Client> {
-    let Agent { address, tls } = agent;
+    let Agent {
+        address,
+        tls,
+        token_file,
+    } = agent;
+    let token = token_file.as_ref().map(cluster::token_in).transpose();
+    let token = token.map_err(anyhow::Error::msg)?;
+    if token.is_some() && !address.keeps_secrets() {
+        return Err(Refused(format!(
+            "whoever listens in on the way to {agent} would read the token: write https://, or leave --token-file out"
+        ))
+        .into());
+    }
     let mut endpoint = Endpoint::from_shared(address.0.clone())?.connect_timeout(CONNECT_TIMEOUT);
     if address.is_tls() {
         let config = tls.config()?;
@@ -181,7 +235,7 @@ pub(super) async fn connect(agent: &Agent) -> anyhow::Result<Client> {
         };
         anyhow!("cannot connect to the agent at {agent}: {}; {hint}", root_cause(&error))
     })?;
-    Ok(client_on(channel))
+    client_on(channel, token).map_err(anyhow::Error::msg)
 }
 
 /// Waits for the agent's answer, but not for ever: a port-forward takes connections also when the pod is gone.
@@ -205,7 +259,7 @@ pub(super) fn failure(place: &Place, status: &Status) -> anyhow::Error {
     if let Some(cause) = status.source() {
         // With TLS 1.3 a client learns only afterwards that it was refused.
         let hint = match place {
-            Place::At(Agent { address, tls })
+            Place::At(Agent { address, tls, .. })
                 if address.is_tls() && tls.tls_client_cert.is_none() =>
             {
                 "; perhaps it wants a certificate of yours, see --tls-client-cert"
@@ -281,7 +335,33 @@ mod tests {
         Agent {
             address: parse_address(address).expect("an address"),
             tls: Tls::default(),
+            token_file: None,
         }
+    }
+
+    #[tokio::test]
+    async fn a_token_goes_only_where_nobody_can_read_it() {
+        for (address, kept) in [
+            ("127.0.0.1", true),
+            ("[::1]:9", true),
+            ("localhost", true),
+            ("https://node-1", true),
+            ("unix:/run/dinle.sock", true),
+            ("node-1", false),
+            ("10.0.0.1:4380", false),
+            ("127.0.0.1.example.com", false),
+        ] {
+            let Agent { address, .. } = agent(address);
+            assert_eq!(address.keeps_secrets(), kept, "{address:?}");
+        }
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs::write(file.path(), "s3cret").expect("written");
+        let agent = Agent {
+            token_file: Some(file.path().to_owned()),
+            ..agent("192.0.2.1")
+        };
+        let error = connect(&agent).await.expect_err("refused");
+        assert!(error.to_string().contains("write https://"), "{error}");
     }
 
     fn place() -> Place {

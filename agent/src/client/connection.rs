@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgMatches, FromArgMatches, error::ErrorKind, parser::ValueSource};
 
 use super::connect::{Address, Agent, Tls, parse_address};
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, TokenFrom};
 
 /// What was said of it. One agent and those of a cluster cannot both be meant.
 #[derive(Clone, Debug)]
@@ -25,6 +25,27 @@ struct Flags {
     address: Address,
     #[command(flatten)]
     tls: Tls,
+    /// File with a token that tells agents who asks, where they want to know (agent --auth kube)
+    #[arg(long, env = "DINLE_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// With --kube: ask the API server for a token of this service account, and show agents that
+    #[arg(
+        long,
+        value_name = "[NAMESPACE/]NAME",
+        conflicts_with_all = ["token_file", "own_token"]
+    )]
+    service_account: Option<String>,
+    /// With --service-account: for whom the token is meant, as agents want it
+    #[arg(
+        long,
+        value_name = "AUDIENCE",
+        default_value = "dinle",
+        requires = "service_account"
+    )]
+    token_audience: String,
+    /// With --kube: show agents your own token, of the kubeconfig. They could use it as you do, and must accept the API server's audience
+    #[arg(long, conflicts_with = "token_file")]
+    own_token: bool,
     /// Ask the agents of a cluster instead, those of all nodes that matter, through its API server; `kubectl dinle` does [default: no]
     #[arg(long)]
     kube: bool,
@@ -79,6 +100,10 @@ impl Connection {
         let Flags {
             address,
             tls,
+            token_file,
+            service_account,
+            token_audience,
+            own_token,
             kube,
             kubeconfig,
             kube_context,
@@ -86,9 +111,30 @@ impl Connection {
             agent_selector,
         } = self.0;
         if !kube && kubeconfig.is_none() && kube_context.is_none() {
-            return Ok(Reach::Agent(Agent { address, tls }));
+            return Ok(Reach::Agent(Agent {
+                address,
+                tls,
+                token_file,
+            }));
         }
+        let token = match (token_file, service_account) {
+            (Some(file), _) => TokenFrom::File(file),
+            (None, Some(account)) => {
+                let (namespace, name) = match account.split_once('/') {
+                    Some((namespace, name)) => (Some(namespace.to_owned()), name.to_owned()),
+                    None => (None, account),
+                };
+                TokenFrom::ServiceAccount {
+                    namespace,
+                    name,
+                    audience: token_audience,
+                }
+            }
+            (None, None) if own_token => TokenFrom::User,
+            (None, None) => TokenFrom::Nowhere,
+        };
         let options = cluster::Options {
+            token,
             kubeconfig,
             context: kube_context,
             agents_namespace: agent_namespace,
@@ -147,11 +193,23 @@ fn contradiction(matches: &ArgMatches) -> Result<(), clap::Error> {
             format!("--{flag} is for an address with TLS: write `--address https://host:port`"),
         ));
     }
+    let cluster = ["kube", "kubeconfig", "kube_context"];
+    let named = cluster.iter().find(|id| given(id));
+    if let Some(id) = ["service_account", "own_token"].iter().find(|id| given(id))
+        && named.is_none()
+    {
+        let flag = id.replace('_', "-");
+        return Err(clap::Error::raw(
+            ErrorKind::ArgumentConflict,
+            format!(
+                "--{flag} is for the agents of a cluster: add --kube, or give the agent at --address a token with --token-file"
+            ),
+        ));
+    }
     if !given(&"address") {
         return Ok(());
     }
-    let cluster = ["kube", "kubeconfig", "kube_context"];
-    let Some(id) = cluster.iter().find(|id| given(id)) else {
+    let Some(id) = named else {
         return Ok(());
     };
     let flag = id.replace('_', "-");

@@ -109,6 +109,7 @@ mod tests {
                 seconds: 1_700_000_000,
                 nanos: 5_000_000,
             }),
+            redacted: false,
             kind: v1::Kind::Exit.into(),
             cgroup_id: 4026,
             workload: Some(v1::WorkloadName {

@@ -145,7 +145,8 @@ async fn reach(cluster: &Cluster, node: &str, agents: &Agents) -> Result<Client,
         let Agent { namespace, pod, .. } = agent;
         return Err(format!("its agent, pod {namespace}/{pod}, is not ready"));
     }
-    Ok(client_on(cluster.dial(&agent).await?))
+    let token = cluster.token().await?;
+    client_on(cluster.dial(&agent).await?, token)
 }
 
 /// The client of a node's agent, once that is ready.
@@ -561,7 +562,7 @@ impl Attendant {
                 _ => 0,
             };
             self.say(Said::Message(Box::new(response))).await;
-            if end != v1::EndReason::Unspecified as i32 {
+            if end != v1::EndReason::Unspecified as i32 && end != v1::EndReason::Permission as i32 {
                 break Ending::Agent(v1::EndReason::try_from(end).map_err(|_| end));
             }
         };

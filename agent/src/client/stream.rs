@@ -284,7 +284,10 @@ impl View {
                     heard.tell(Tone::Aside, note, several, screen)?;
                 }
                 heard.notes.clone_from(&heartbeat.notes);
-                if heartbeat.end != v1::EndReason::Unspecified as i32 {
+                // Behind the last books of a stream that may not go on comes a status that says why.
+                if heartbeat.end != v1::EndReason::Unspecified as i32
+                    && heartbeat.end != v1::EndReason::Permission as i32
+                {
                     let reason = v1::EndReason::try_from(heartbeat.end);
                     return Ok(Some(Ending::Agent(reason.map_err(|_| heartbeat.end))));
                 }
@@ -416,6 +419,10 @@ impl Ending {
                 return None;
             }
             Self::Agent(Ok(v1::EndReason::Shutdown)) => anyhow!("{place} shuts down"),
+            // What may not go on is told behind the last books.
+            Self::Agent(Ok(v1::EndReason::Permission)) => {
+                anyhow!("{place} ended the stream: you may not listen to it any more")
+            }
             Self::Agent(Ok(v1::EndReason::Unspecified)) | Self::Unfinished => anyhow!(
                 "the stream from {place} ended without its last books; was the agent killed?"
             ),

@@ -22,6 +22,21 @@ struct OwnerMatch {
     name: String,
 }
 
+/// Every pod.
+impl Default for Selector {
+    fn default() -> Self {
+        Self {
+            namespaces: Vec::new(),
+            pods: Vec::new(),
+            labels: Labels::default(),
+            containers: Vec::new(),
+            owners: Vec::new(),
+            wants_pods: true,
+            wants_host: false,
+        }
+    }
+}
+
 impl Selector {
     /// Checks what a request says of workloads. None asks for every pod.
     pub fn parse(selector: Option<&v1::Selector>) -> Result<Self, Invalid> {
@@ -70,6 +85,21 @@ impl Selector {
     /// The same without the test of the container's name, which becomes known last: decides what the kernel reports.
     pub fn matches_pod(&self, workload: &v1::Workload) -> bool {
         self.test(workload, &[])
+    }
+
+    /// Namespaces that it names; none: all of them.
+    pub fn namespaces(&self) -> &[String] {
+        &self.namespaces
+    }
+
+    /// It asks for pods.
+    pub fn wants_pods(&self) -> bool {
+        self.wants_pods
+    }
+
+    /// It asks for what runs outside pods.
+    pub fn wants_host(&self) -> bool {
+        self.wants_host
     }
 
     /// It asks for containers by name.

@@ -84,12 +84,12 @@ impl Hub {
         let mut demand = Demand::default();
         for (_, listener) in board.listeners() {
             let Request {
-                heard,
                 kinds,
                 filter,
                 interval,
                 ..
             } = &listener.request;
+            let heard = listener.hears_at_all();
             demand.kinds |= heard.bits();
             for kind in heard.iter() {
                 // What is heard for the filter's sake alone is wanted whole.
@@ -117,8 +117,12 @@ impl Hub {
         for (cgroup_id, workload) in live {
             let (mut kinds, mut listeners) = (0, 0);
             for (bit, listener) in board.listeners() {
-                if listener.request.selector.matches_pod(workload) {
-                    kinds |= listener.request.heard.bits();
+                if !listener.request.selector.matches_pod(workload) {
+                    continue;
+                }
+                let hears = listener.hears(workload);
+                if !hears.is_empty() {
+                    kinds |= hears.bits();
                     listeners |= bit;
                 }
             }

@@ -31,6 +31,15 @@ pub enum Command {
     Finish(u64, EndReason),
 }
 
+/// Listeners, as bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// They are told everything.
+    pub whole: u64,
+    /// They may not see arguments and paths.
+    pub redacted: u64,
+}
+
 /// The reader's end of the hub.
 pub struct Publisher {
     hub: Hub,
@@ -129,15 +138,20 @@ impl Publisher {
         board.slots.watched().filter(begun).collect()
     }
 
-    /// Who wants that kind of events of that workload, as bits. Decided once for a cgroup, not for each event.
-    pub fn targets(&self, kind: v1::Kind, workload: &v1::Workload) -> u64 {
-        let wants = |listener: &Listener| {
-            listener.request.heard.contains(kind) && listener.request.selector.matches(workload)
-        };
-        self.board
-            .listeners()
-            .filter(|(_, listener)| wants(listener))
-            .fold(0, |bits, (bit, _)| bits | bit)
+    /// Who wants that kind of events of that workload. Decided once for a cgroup, not for each event.
+    pub fn targets(&self, kind: v1::Kind, workload: &v1::Workload) -> Targets {
+        let mut targets = Targets::default();
+        for (bit, listener) in self.board.listeners() {
+            if listener.request.selector.matches(workload)
+                && listener.hears(workload).contains(kind)
+            {
+                match listener.grant.load().of(workload).args.contains(kind) {
+                    true => targets.whole |= bit,
+                    false => targets.redacted |= bit,
+                }
+            }
+        }
+        targets
     }
 
     /// Whether anyone hears that kind.
@@ -261,7 +275,11 @@ impl Publisher {
         self.hub.0.totals.lost(kind, stage, count);
         let watching = self.board.slots.listeners(slot);
         for (bit, listener) in self.board.listeners() {
-            if watching & bit != 0 && listener.request.heard.contains(kind) {
+            let hears = || match self.board.slots.pod(slot) {
+                Some(pod) => listener.hears(pod),
+                None => listener.request.heard,
+            };
+            if watching & bit != 0 && hears().contains(kind) {
                 listener.books.lose(kind, stage, count);
             }
         }

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until},
 };
 
-use super::{Command, Hub, KINDS, Listener, Stage};
+use super::{Command, Hub, KINDS, Listener, Stage, Withdrawn};
 
 /// Losses of a kind and stage are told together, at most this often.
 const LOSS_INTERVAL: Duration = Duration::from_secs(1);
@@ -139,6 +139,7 @@ pub struct Subscription {
     loss_checks: Interval,
     deadline: Option<Instant>,
     shutdown: watch::Receiver<bool>,
+    withdrawn: watch::Receiver<Option<Withdrawn>>,
     finishing: bool,
     ended: Option<EndReason>,
 }
@@ -166,6 +167,7 @@ impl Subscription {
                 .max_duration
                 .map(|time| Instant::now() + time),
             shutdown: hub.0.shutdown.subscribe(),
+            withdrawn: listener.withdrawn.subscribe(),
             finishing: false,
             ended: None,
             hub,
@@ -186,6 +188,11 @@ impl Subscription {
     /// Why the last message was the last; `None` before.
     pub fn ended(&self) -> Option<EndReason> {
         self.ended
+    }
+
+    /// Why it may not go on.
+    pub fn withdrawn(&self) -> Option<Withdrawn> {
+        self.withdrawn.borrow().clone()
     }
 
     /// Puts a message before everything that has not been taken yet.
@@ -230,6 +237,7 @@ impl Subscription {
             loss_checks,
             deadline,
             shutdown,
+            withdrawn,
             finishing,
             ..
         } = self;
@@ -246,6 +254,7 @@ impl Subscription {
             _ = loss_checks.tick() => Next::LossCheck,
             () = over, if !*finishing => Next::Finish(EndReason::MaxDuration),
             _ = shutdown.wait_for(|down| *down), if !*finishing => Next::Finish(EndReason::Shutdown),
+            _ = withdrawn.wait_for(Option::is_some), if !*finishing => Next::Finish(EndReason::Permission),
             item = items.recv() => Next::Item(item),
         }
     }

@@ -69,6 +69,7 @@ fn files(dir: &Path, server: &Pair, clients: Option<&Authority>) -> Files {
         certificate: write("tls.crt", &server.pem),
         key: write("tls.key", &server.key.serialize_pem()),
         client_ca: clients.map(|clients| write("ca.crt", &clients.0.pem())),
+        client_may_show_none: false,
     }
 }
 
@@ -294,6 +295,7 @@ async fn files_that_are_wrong_are_named() {
             Some("hello"),
             Files {
                 client_ca: Some(other.clone()),
+                client_may_show_none: false,
                 ..good.clone()
             },
             "other has no certificate in PEM",

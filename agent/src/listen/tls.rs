@@ -37,6 +37,8 @@ pub struct Files {
     pub key: PathBuf,
     /// Who signs clients' certificates, PEM. `None`: clients show none.
     pub client_ca: Option<PathBuf>,
+    /// A client may also show none: it is asked for something else.
+    pub client_may_show_none: bool,
 }
 
 /// Why certificates cannot be used.
@@ -147,6 +149,10 @@ impl Files {
                 }
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+                let verifier = match self.client_may_show_none {
+                    true => verifier.allow_unauthenticated(),
+                    false => verifier,
+                };
                 verifier.build().map_err(bad)?
             }
             _ => WebPkiClientVerifier::no_client_auth(),

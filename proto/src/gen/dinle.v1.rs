@@ -178,6 +178,10 @@ pub struct Event {
     /// The process that did it. Unset where the kernel does not tell, as for what happens in interrupts.
     #[prost(message, optional, tag = "5")]
     pub process: ::core::option::Option<Process>,
+    /// Arguments and paths in `detail` were left out: the subscriber may not see them. It takes the permission to `watch` the subresource
+    /// `args` of the sensor, such as `process/args`.
+    #[prost(bool, tag = "6")]
+    pub redacted: bool,
     /// What it did.
     #[prost(
         oneof = "event::Detail",
@@ -1560,10 +1564,10 @@ pub struct Caller {
     /// from the pod's own loopback.
     #[prost(string, tag = "1")]
     pub peer: ::prost::alloc::string::String,
-    /// User: the common name of the client's certificate. Empty without one.
+    /// User: whom its token is of, or the common name of its certificate. Empty if it showed neither.
     #[prost(string, tag = "2")]
     pub user: ::prost::alloc::string::String,
-    /// Groups: the certificate's organizations.
+    /// Groups: the token's, or the certificate's organizations.
     #[prost(string, repeated, tag = "3")]
     pub groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -1767,6 +1771,8 @@ pub enum EndReason {
     MaxDuration = 2,
     /// The agent shuts down.
     Shutdown = 3,
+    /// The subscriber may not listen to this any more, or that could not be asked for a while. The stream's status says which.
+    Permission = 4,
 }
 impl EndReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1779,6 +1785,7 @@ impl EndReason {
             Self::MaxEvents => "END_REASON_MAX_EVENTS",
             Self::MaxDuration => "END_REASON_MAX_DURATION",
             Self::Shutdown => "END_REASON_SHUTDOWN",
+            Self::Permission => "END_REASON_PERMISSION",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1788,6 +1795,7 @@ impl EndReason {
             "END_REASON_MAX_EVENTS" => Some(Self::MaxEvents),
             "END_REASON_MAX_DURATION" => Some(Self::MaxDuration),
             "END_REASON_SHUTDOWN" => Some(Self::Shutdown),
+            "END_REASON_PERMISSION" => Some(Self::Permission),
             _ => None,
         }
     }

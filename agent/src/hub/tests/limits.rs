@@ -20,7 +20,7 @@ fn open(hub: &Hub, user: &str, queue_bytes: u64) -> Result<Subscription, Full> {
         user,
         groups: Vec::new(),
     };
-    hub.subscribe(asked, parsed, caller)
+    hub.subscribe(asked, parsed, caller, Grant::all())
 }
 
 fn refused(hub: &Hub, user: &str, queue_bytes: u64) -> String {
@@ -59,7 +59,10 @@ async fn there_is_room_for_so_many_streams_and_a_place_that_is_left_is_free_agai
     let newcomer = open(&hub, NOBODY, 0).expect("room again");
     assert!(newcomer.id() > left, "numbers are not used again");
     publisher.refresh();
-    assert_eq!(publisher.targets(v1::Kind::Exec, &pod(7, "web")), u64::MAX);
+    assert_eq!(
+        publisher.targets(v1::Kind::Exec, &pod(7, "web")).whole,
+        u64::MAX
+    );
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ fn row(cgroup_id: u64, disk: &str, count: u64, bucket: usize) -> v1::Event {
 
 fn add(publisher: &mut Publisher, row: &v1::Event) {
     let workload = pod(row.cgroup_id, "web");
-    let targets = publisher.targets(v1::Kind::BlockLatency, &workload);
+    let targets = publisher.targets(v1::Kind::BlockLatency, &workload).whole;
     publisher.add_up(row, &workload, targets);
 }
 
