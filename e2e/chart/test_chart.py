@@ -4,6 +4,7 @@ import base64
 import re
 import subprocess
 
+import kubernetes_validate
 import pytest
 import yaml
 from readme import comments, readme, walk
@@ -210,3 +211,15 @@ def openssl(*arguments) -> str:
     done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("version", ["1.25", "1.37"])
+def test_names_that_look_like_numbers_stay_names(version):
+    values = {"auth": {"mode": "kube", "roles": {"create": True}}, "networkPolicy": {"enabled": True}, "podMonitor": {"enabled": True}}
+    values |= {"nameOverride": "007", "priorityClassName": "1e3", "grpc": {"tls": {"secretName": "0x10"}}, "serviceAccount": {"name": "12"}}
+    values["networkPolicy"] |= {"metricsFrom": [{"podSelector": {}}], "grpcFrom": [{"podSelector": {}}]}
+    for object in objects(values, name="2024", namespace="123"):
+        texts = [object["metadata"]["name"], *object["metadata"]["labels"].values()]
+        assert all(isinstance(text, str) for text in texts), object["metadata"]
+        if object["kind"] != "PodMonitor":
+            kubernetes_validate.validate(object, version, strict=True)

@@ -11,7 +11,7 @@ image.tag is {{ .Values.image.tag }} and image.digest is set too, which pins ano
 {{- end }}
 {{- range $argument := .Values.extraArgs }}
 {{- $flag := regexFind "^--[a-z-]+" $argument }}
-{{- $instead := get (dict "--http" "bindAddress" "--listen" "grpc.insecure" "--insecure" "grpc.insecure" "--log-json" "log.format" "--sensors" "sensors" "--tls-cert" "grpc.tls" "--tls-key" "grpc.tls" "--tls-client-ca" "grpc.tls") $flag }}
+{{- $instead := get (dict "--http" "bindAddress" "--listen" "grpc.insecure" "--insecure" "grpc.insecure" "--log-json" "log.format" "--sensors" "sensors" "--tls-cert" "grpc.tls" "--tls-key" "grpc.tls" "--tls-client-ca" "grpc.tls" "--auth" "auth.mode" "--auth-audiences" "auth.audiences" "--auth-grace" "auth.grace") $flag }}
 {{- if $instead }}
 extraArgs has {{ $argument }}, which the chart decides: set {{ $instead }} instead.
 {{- else if has $flag (list "--pods" "--node-name") }}
@@ -21,12 +21,19 @@ extraArgs has {{ $argument }}, with which the agent ends at once and the kubelet
 {{- end }}
 {{- end }}
 {{- range .Values.extraEnv }}
-{{- $instead := get (dict "RUST_LOG" "log.level" "DINLE_LOG_JSON" "log.format" "DINLE_HTTP" "bindAddress" "DINLE_LISTEN" "grpc.insecure" "DINLE_SENSORS" "sensors" "DINLE_TLS_CERT" "grpc.tls" "DINLE_TLS_KEY" "grpc.tls" "DINLE_TLS_CLIENT_CA" "grpc.tls") .name }}
+{{- $instead := get (dict "RUST_LOG" "log.level" "DINLE_LOG_JSON" "log.format" "DINLE_HTTP" "bindAddress" "DINLE_LISTEN" "grpc.insecure" "DINLE_SENSORS" "sensors" "DINLE_TLS_CERT" "grpc.tls" "DINLE_TLS_KEY" "grpc.tls" "DINLE_TLS_CLIENT_CA" "grpc.tls" "DINLE_AUTH" "auth.mode" "DINLE_AUTH_AUDIENCES" "auth.audiences" "DINLE_AUTH_GRACE" "auth.grace") .name }}
 {{- if $instead }}
 extraEnv has {{ .name }}, which the chart decides: set {{ $instead }} instead.
 {{- else if has .name (list "NODE_NAME" "POD_NAME" "POD_NAMESPACE" "DINLE_PODS") }}
 extraEnv has {{ .name }}, which the chart sets itself: remove it.
 {{- end }}
+{{- end }}
+{{- $variables := dict }}
+{{- range .Values.extraEnv }}
+{{- if hasKey $variables .name }}
+extraEnv has {{ .name }} more than once: remove all but one.
+{{- end }}
+{{- $_ := set $variables .name true }}
 {{- end }}
 {{- range .Values.extraVolumes }}
 {{- if or (eq .name "cgroup") (and (eq .name "tls") $tls) }}
@@ -103,6 +110,23 @@ grpc.tls has {{ join " and " $ways }}, but the agents have one certificate: leav
 {{- if and .Values.grpc.insecure $tls }}
 grpc.insecure is true, and grpc.tls.{{ first $ways }} is set, but whoever may come without a certificate needs none: leave one of them out.
 {{- end }}
+{{- if eq .Values.auth.mode "kube" }}
+{{- if .Values.grpc.insecure }}
+auth.mode is kube and grpc.insecure is true, with which tokens would go through the network for everybody to read: set grpc.tls in its place.
+{{- end }}
+{{- if and .Values.auth.certificates (not $tls) }}
+auth.certificates is true, but gRPC is served without TLS, so that nobody can show one: set grpc.tls, or set auth.certificates to false.
+{{- end }}
+{{- else }}
+{{- range $what, $set := dict "audiences" (ne (join "," .Values.auth.audiences) "dinle") "certificates" .Values.auth.certificates "grace" (ne .Values.auth.grace "2m") }}
+{{- if $set }}
+auth.{{ $what }} is set, but auth.mode is none, so that nobody is asked who they are: set auth.mode to kube, or remove it.
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and .Values.auth.roles.aggregate (not .Values.auth.roles.create) }}
+auth.roles.aggregate is true, but auth.roles.create is false, so that there are no roles to aggregate: set create to true, or remove it.
+{{- end }}
 {{- if or (hasPrefix "127." .Values.bindAddress) (eq .Values.bindAddress "::1") }}
 bindAddress is {{ .Values.bindAddress }}, where neither the kubelet's probes nor a Prometheus reach the agent: set 0.0.0.0 or ::.
 {{- end }}
@@ -142,6 +166,16 @@ podMonitor.{{ $what }} is set, but podMonitor.enabled is false, so that it would
 {{- if and .Values.priorityClass.create .Values.priorityClassName }}
 priorityClass.create is true and priorityClassName is {{ .Values.priorityClassName }}, but a pod has one class: empty priorityClassName, or set priorityClass.create to false.
 {{- end }}
+{{- if and (not .Values.priorityClass.create) (or (ne (int64 .Values.priorityClass.value) 1000000) (ne .Values.priorityClass.preemptionPolicy "PreemptLowerPriority")) }}
+priorityClass has a value or a preemptionPolicy, but priorityClass.create is false, so that they would do nothing: set create to true, or remove them.
+{{- end }}
+{{- if eq .Values.updateStrategy.type "OnDelete" }}
+{{- with .Values.updateStrategy.rollingUpdate }}
+{{- if or (ne (toString .maxUnavailable) "10%") (ne (toString .maxSurge) "0") }}
+updateStrategy.rollingUpdate is set, but updateStrategy.type is OnDelete, so that it would do nothing: set type to RollingUpdate, or remove it.
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if eq .Values.updateStrategy.type "RollingUpdate" }}
 {{- with .Values.updateStrategy.rollingUpdate }}
 {{- if and (ne (trimSuffix "%" (toString .maxSurge)) "0") (ne (trimSuffix "%" (toString .maxUnavailable)) "0") }}
@@ -149,6 +183,11 @@ updateStrategy.rollingUpdate has maxSurge {{ .maxSurge }} and maxUnavailable {{ 
 {{- else if and (eq (trimSuffix "%" (toString .maxSurge)) "0") (eq (trimSuffix "%" (toString .maxUnavailable)) "0") }}
 updateStrategy.rollingUpdate has 0 for both maxSurge and maxUnavailable, with which no agent would ever be replaced: give one of them.
 {{- end }}
+{{- end }}
+{{- end }}
+{{- range $annotation, $_ := .Values.podAnnotations }}
+{{- if hasKey $values.commonAnnotations $annotation }}
+podAnnotations and commonAnnotations both have {{ $annotation }}: remove it from one of them.
 {{- end }}
 {{- end }}
 {{- $own := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/part-of" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart" }}

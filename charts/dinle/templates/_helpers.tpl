@@ -27,8 +27,8 @@
 
 {{- /* These never change for a release: a DaemonSet's selector cannot. */ -}}
 {{- define "dinle.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "dinle.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "dinle.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- /* By these `kubectl dinle` finds agents, whatever their release is called. */ -}}
@@ -64,7 +64,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- /* Not those of the agents: a DaemonSet takes every pod that its selector matches for its own. */ -}}
 {{- define "dinle.testLabels" -}}
 app.kubernetes.io/name: {{ include "dinle.name" . }}-test
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/part-of: dinle
 app.kubernetes.io/component: test
 {{ include "dinle.commonLabels" . }}
