@@ -8,6 +8,7 @@ mod token;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
+    sync::Arc,
 };
 
 use dinle_proto::v1;
@@ -56,7 +57,7 @@ pub struct Options {
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
-    config: Config,
+    config: Arc<Config>,
     token: token::Kept,
     namespace: String,
     options: Options,
@@ -112,7 +113,7 @@ impl Cluster {
             .map_err(|error| format!("the cluster's configuration cannot be used: {error}"))?;
         Ok(Self {
             client,
-            config,
+            config: Arc::new(config),
             token: token::Kept::default(),
             namespace,
             options,

@@ -27,7 +27,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use arc_swap::ArcSwap;
 use dinle::{
-    api::{Api, Facts},
+    api::{Admission, Api, Facts},
     control::{Node, Settle},
     filter::{Grant, Limits, Request},
     hub::{self, Hub, Listener, Publisher, Subscription},
@@ -330,6 +330,11 @@ async fn serve(
             ring_bytes: 0,
         },
         hub,
+        admission: Admission {
+            auth: None,
+            grace: Duration::ZERO,
+            index: index.clone(),
+        },
         index,
         state: Arc::new(ArcSwap::from_pointee(Node {
             capabilities: [v1::Kind::Exec, v1::Kind::Exit].map(capability).into(),

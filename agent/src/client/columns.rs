@@ -201,6 +201,7 @@ fn summary(seen: &Seen<'_>) -> String {
         return NONE.to_owned();
     };
     match detail {
+        Detail::Exec(_) if seen.event.redacted => text::REDACTED.to_owned(),
         Detail::Exec(exec) => args(exec, seen.words),
         Detail::Fork(fork) => format!("child {}", fork.child_pid),
         Detail::Exit(_) => NONE.to_owned(),
@@ -505,6 +506,39 @@ mod tests {
                  7 4243 sh 100 0123456789ab - -",
             ]
         );
+    }
+
+    #[test]
+    fn what_was_left_out_is_marked() {
+        let mut event = exec(&["ls", "-l"]);
+        event.redacted = true;
+        if let Some(Detail::Exec(exec)) = &mut event.detail {
+            exec.filename.clear();
+            exec.args.clear();
+        }
+        let shown = text::marked(&event);
+        let who = Who::unknown("n1");
+        let process = v1::Process::default();
+        let seen = Seen {
+            event: &shown,
+            process: &process,
+            who: &who,
+            words: Words::Shell,
+        };
+        assert_eq!(summary(&seen), "(redacted)");
+        let open = v1::Event {
+            redacted: true,
+            detail: Some(Detail::FileOpen(v1::FileOpen::default())),
+            ..Default::default()
+        };
+        let shown = text::marked(&open);
+        let seen = Seen {
+            event: &shown,
+            process: &process,
+            who: &who,
+            words: Words::Shell,
+        };
+        assert!(summary(&seen).contains("(redacted)"), "{}", summary(&seen));
     }
 
     #[test]

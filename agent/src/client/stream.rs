@@ -345,12 +345,12 @@ impl View {
         match &mut self.format {
             Format::Table(table) => {
                 for event in events {
-                    table.event(event, who(event), screen.out)?;
+                    table.event(&text::marked(event), who(event), screen.out)?;
                 }
             }
             Format::Custom(printer) => {
                 for event in events {
-                    printer.event(event, who(event), screen.out)?;
+                    printer.event(&text::marked(event), who(event), screen.out)?;
                 }
             }
             Format::Json(json) => {

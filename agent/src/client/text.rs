@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use dinle_proto::v1;
+use dinle_proto::v1::{self, event::Detail};
 
 /// Nothing to show.
 pub(super) const NONE: &str = "-";
@@ -107,6 +107,27 @@ pub(super) fn known_plain(number: u64) -> String {
 /// The text, or `-` for none.
 pub(super) fn or_none(text: &str) -> &str {
     if text.is_empty() { NONE } else { text }
+}
+
+/// In the place of arguments and paths that the user may not see.
+pub(super) const REDACTED: &str = "(redacted)";
+
+/// The event as people are shown it: what was left out of it is marked.
+pub(super) fn marked(event: &v1::Event) -> Cow<'_, v1::Event> {
+    if !event.redacted {
+        return Cow::Borrowed(event);
+    }
+    let mut event = event.clone();
+    let place = match &mut event.detail {
+        Some(Detail::Exec(exec)) => Some(&mut exec.filename),
+        Some(Detail::FileOpen(open)) => Some(&mut open.path),
+        Some(Detail::FileDelete(delete)) => Some(&mut delete.path),
+        _ => None,
+    };
+    if let Some(place) = place {
+        *place = REDACTED.to_owned();
+    }
+    Cow::Owned(event)
 }
 
 /// Time of day in UTC to the millisecond.
