@@ -9,6 +9,10 @@ pub const FILENAME_MAX: usize = 1023;
 
 /// Most bytes of a path's components, one NUL for each included.
 pub const PATH_MAX: usize = 2047;
+/// Opens under way at a time of which something is known.
+pub const OPENING_MAX: u32 = 8192;
+/// Deletions, and truncations.
+pub const DELETING_MAX: u32 = 1024;
 
 /// Most components of a path.
 pub const PATH_DEPTH: usize = 48;

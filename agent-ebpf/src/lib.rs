@@ -38,6 +38,47 @@ pub trait Payload: FromBytes + IntoBytes + Immutable + KnownLayout + 'static {
     const KIND: Kind;
 }
 
+/// A table of what is under way. When it is full, what was put in first makes room.
+#[derive(Clone, Copy, Debug)]
+pub struct UnderWay {
+    /// The map.
+    pub name: &'static str,
+    /// Entries at least.
+    pub entries: u32,
+    /// At most: an entry may be large.
+    pub most: u32,
+}
+
+impl UnderWay {
+    /// Each CPU sets 128 entries aside, and one that finds no more takes back its own latest (kernel/bpf/bpf_lru_list.c, until it was
+    /// changed in 2025): with fewer than twice as many for each, entries go long before the table is full.
+    const ENTRIES_PER_CPU: u32 = 256;
+
+    /// The tables.
+    pub const ALL: [Self; 5] = [
+        Self::new("OPENING", file::OPENING_MAX, u32::MAX),
+        // 2.4 KB each.
+        Self::new("DELETING", file::DELETING_MAX, 4 * file::DELETING_MAX),
+        Self::new("TRUNCATING", file::DELETING_MAX, u32::MAX),
+        Self::new("CONNECTING", tcp::CONNECTING_MAX, u32::MAX),
+        Self::new("ENDED", process::ENDED_MAX, u32::MAX),
+    ];
+
+    const fn new(name: &'static str, entries: u32, most: u32) -> Self {
+        Self {
+            name,
+            entries,
+            most,
+        }
+    }
+
+    /// How many entries it has on a machine with so many CPUs.
+    pub fn entries_for(&self, cpus: u32) -> u32 {
+        let each = cpus.saturating_mul(Self::ENTRIES_PER_CPU);
+        self.entries.max(each).min(self.most)
+    }
+}
+
 /// Kinds that look at the same thing: what an operator switches off, and what permissions are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sensor {

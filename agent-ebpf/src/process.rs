@@ -6,6 +6,8 @@ use crate::COMM_LEN;
 
 /// How many ancestors a [`Task`] names.
 pub const ANCESTORS: usize = 16;
+/// Ends of processes that are remembered, so that none is told twice.
+pub const ENDED_MAX: u32 = 4096;
 
 // Lengths are one less than a power of two, so that a mask bounds them: the verifier follows a mask better than a comparison.
 

@@ -72,6 +72,8 @@ impl TcpSession {
 /// Sessions and connects that are remembered at a time: entries of the map `SOCKETS`. What begins while it is full is told when it
 /// ends all the same, without its beginning and its process.
 pub const SOCKETS_MAX: u32 = 32_768;
+/// Connects under way at a time of which something is known.
+pub const CONNECTING_MAX: u32 = 4096;
 
 /// Calls of the program that looks for sessions that are open already: each takes its share of the kernel's hash table.
 pub const SHARES: u32 = 16_384;

@@ -14,8 +14,11 @@ pub use programs::{AGAIN, HookStatus, Programs, Way, WayStatus};
 pub use ring::{CgroupEvent, Nudge, Reader, Ring, Sleeper, boot_ns, boot_unix_ns};
 pub use tables::Tables;
 
-use aya::{EbpfLoader, maps::MapError};
-use dinle_ebpf::offsets::{Offsets, Syscalls};
+use aya::{EbpfLoader, maps::MapError, util::nr_cpus};
+use dinle_ebpf::{
+    UnderWay,
+    offsets::{Offsets, Syscalls},
+};
 
 /// What the agent's build made of `agent-ebpf`; empty in builds with `DINLE_EBPF_SKIP`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dinle-ebpf.o"));
@@ -136,6 +139,10 @@ impl Kernel {
             .override_global("OFFSETS", &offsets[..], true)
             .override_global("SYSCALLS", &syscalls, true)
             .map_max_entries("EVENTS", *ring_bytes);
+        let cpus = nr_cpus().map_or(1, |cpus| cpus as u32);
+        for table in &UnderWay::ALL {
+            loader.map_max_entries(table.name, table.entries_for(cpus));
+        }
         let mut ebpf = loader
             .load(OBJECT)
             .map_err(|error| LoadError::Object(causes(&error)))?;

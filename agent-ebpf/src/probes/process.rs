@@ -9,7 +9,7 @@ use aya_ebpf::{
 use dinle_ebpf::{
     Exec, Exit, Fork, Kind,
     offsets::MISSING,
-    process::{ARGS_MAX, CWD_DEPTH, CWD_MAX, FILENAME_MAX},
+    process::{ARGS_MAX, CWD_DEPTH, CWD_MAX, ENDED_MAX, FILENAME_MAX},
 };
 
 use crate::{
@@ -132,7 +132,7 @@ unsafe fn cwd(exec: *mut Exec, task: Object, to: *mut u8) {
 
 /// Processes whose end was told already. Two threads that exit at once can both find that no thread is left.
 #[map]
-static ENDED: LruHashMap<Ended, u8> = LruHashMap::with_max_entries(4096, 0);
+static ENDED: LruHashMap<Ended, u8> = LruHashMap::with_max_entries(ENDED_MAX, 0);
 
 #[repr(C)]
 #[derive(Clone, Copy)]

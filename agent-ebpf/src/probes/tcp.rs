@@ -18,7 +18,7 @@ use aya_ebpf::{
 use dinle_ebpf::{
     Kind, TcpConnect, TcpReset, TcpRetransmit, TcpSession,
     offsets::MISSING,
-    tcp::{Ends, SOCKETS_MAX, Socket},
+    tcp::{CONNECTING_MAX, Ends, SOCKETS_MAX, Socket},
 };
 
 use crate::{
@@ -594,7 +594,7 @@ struct Connecting {
 
 /// By thread. One that ends in the call leaves its entry behind.
 #[map]
-static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(4096, 0);
+static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(CONNECTING_MAX, 0);
 
 // int tcp_v4_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)
 call::entry!(fentry__tcp_v4_connect, kprobe__tcp_v4_connect => connecting);

@@ -12,7 +12,7 @@ use dinle_proto::v1;
 use super::{BY_NAMESPACE, KALLSYMS};
 use crate::{
     event::{Symbols, proto_kind},
-    kernel::{HookStatus, WayStatus},
+    kernel::{HookStatus, Way, WayStatus},
 };
 
 /// What the kernel half looks like to the outside.
@@ -77,6 +77,20 @@ pub fn node(hooks: &[HookStatus], offered: u64) -> Node {
             );
         }
         limits.extend(surroundings(kind).into_iter().flatten().map(str::to_owned));
+        let by_return = |hook: &&str| {
+            let way = find(hook).and_then(|status| status.chosen);
+            way == Some(Way::Kretprobe)
+        };
+        if let Some(hook) = chosen
+            .unwrap_or_default()
+            .iter()
+            .find(|hook| by_return(hook))
+        {
+            limits.push(format!(
+                "{hook} is heard by a kretprobe: of more calls at a time than the kernel follows (twice its CPUs, ten at least; once where it \
+                 does not preempt), those beyond are not seen, nor counted"
+            ));
+        }
         for hook in kind.also() {
             // Hooks that work together lack the same: the first reason stands for it.
             if let Some(reason) = refusal(hook)
@@ -186,7 +200,7 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
         ],
         Kind::FileOpen => &[
             "opens that the kernel makes for itself, as for execve, are left out",
-            "of more than 8,192 opens under way at a time, those that wait longest are not told",
+            "of more than 8,192 opens under way at a time (on old kernels, of more than 128 that began on one CPU), those that wait longest are not told",
         ],
         Kind::FileDelete if syscalls => &[
             "system calls are heard: what io_uring and 32-bit programs do is not seen",
@@ -196,7 +210,7 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
         ],
         Kind::FileDelete => &[
             "what fails before the file is found, as for lack of permission on the way, is not seen",
-            "of more than 1,024 deletions under way at a time, those that wait longest are not told",
+            "of more than 1,024 deletions under way at a time (on old kernels with more than 16 CPUs, of less), those that wait longest are not told",
         ],
         Kind::TcpSession => &[
             "32,768 sessions are remembered at a time: what begins beyond is told when it ends, as one that was there before",

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use dinle_ebpf::{
     FileDelete, Kind,
-    file::{ARGS_MAX, PATH_MAX, SOURCE_MAX, flags},
+    file::{ARGS_MAX, DELETING_MAX, OPENING_MAX, PATH_MAX, SOURCE_MAX, flags},
     offsets::MISSING,
 };
 
@@ -58,7 +58,7 @@ unsafe impl Sync for Opening {}
 
 /// By thread. A thread opens one file at a time; what it left behind, it replaces.
 #[map]
-static OPENING: LruHashMap<u64, Opening> = LruHashMap::with_max_entries(8192, 0);
+static OPENING: LruHashMap<u64, Opening> = LruHashMap::with_max_entries(OPENING_MAX, 0);
 
 // fs/namei.c: struct file *do_filp_open(int dfd, struct filename *pathname, const struct open_flags *op)
 entry!(fentry__do_filp_open, kprobe__do_filp_open => open_begins);
@@ -111,13 +111,11 @@ fn open_ends(call: Call) -> i32 {
     let task = call.task();
     let syscall = in_open_syscall(task);
     if !failed && syscall {
-        // Its descriptor comes with fd_install.
-        let opening = Opening {
-            file: value as Ptr,
-            ..opening
-        };
-        if OPENING.insert(&thread, &opening, 0).is_err() {
-            emit::missed(subject, Kind::FileOpen);
+        // Its descriptor comes with fd_install. In place: to put it in anew would take another entry.
+        match OPENING.get_ptr_mut(&thread) {
+            // SAFETY: nobody but this thread uses the entry.
+            Some(entry) => unsafe { (*entry).file = value as Ptr },
+            None => emit::missed(subject, Kind::FileOpen),
         }
         return 0;
     }
@@ -248,7 +246,7 @@ struct Deleting {
 
 /// By thread: a thread deletes one file at a time.
 #[map]
-static DELETING: LruHashMap<u64, Deleting> = LruHashMap::with_max_entries(1024, 0);
+static DELETING: LruHashMap<u64, Deleting> = LruHashMap::with_max_entries(DELETING_MAX, 0);
 
 /// Room to build an entry: it is too large for the stack.
 #[map]
@@ -256,7 +254,7 @@ static DELETING_SCRATCH: PerCpuArray<Deleting> = PerCpuArray::with_max_entries(1
 
 /// The mount by which a thread is about to truncate: do_truncate is not told it.
 #[map]
-static TRUNCATING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1024, 0);
+static TRUNCATING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(DELETING_MAX, 0);
 
 // include/linux/security.h: int security_path_unlink(const struct path *dir, struct dentry *dentry)
 entry!(fentry__security_path_unlink, kprobe__security_path_unlink => |call: Call| {
