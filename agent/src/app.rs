@@ -45,6 +45,9 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// See [`KEEPALIVE`].
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Calls at a time on one connection, as many as streams can be open and then some.
+const CALLS: u32 = 128;
+
 /// Largest request, in bytes: all that its fields may have, full, is less.
 const REQUEST_BYTES: usize = 1 << 20;
 
@@ -134,7 +137,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         },
         nudge.clone(),
     )?;
-    let control = tokio::spawn(
+    let mut control = tokio::spawn(
         Control {
             hub: hub.clone(),
             index: index.clone(),
@@ -186,7 +189,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tls,
         auth: auth.clone(),
     };
-    let http_task = tokio::spawn(async move { axum::serve(http, metrics::router(health)).await });
+    let http_task = tokio::spawn(metrics::serve(http, health));
     let (reporter, health_service) = tonic_health::server::health_reporter();
     reporter.set_serving::<ObserverServer<Api>>().await;
     let api = Api {
@@ -212,6 +215,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        // tonic takes none for no limit at all.
+        .max_concurrent_streams(Some(CALLS))
         .add_service(ObserverServer::new(api).max_decoding_message_size(REQUEST_BYTES))
         .add_service(health_service)
         .add_service(described(reflection()).build_v1().context("reflection")?)
@@ -237,6 +242,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         served = &mut serving => served.context("the gRPC server")?.context("the gRPC server"),
         ended = reader.ended() => bail!("the reader thread ended: {ended}"),
+        // Without it nothing attaches any more. It ends by a defect alone: the service holds what it waits for.
+        ended = &mut control => bail!("the controller ended: {ended:?}"),
     };
     reporter.set_not_serving::<ObserverServer<Api>>().await;
     hub.shutdown();
@@ -260,7 +267,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Loads everything, and says what became of it, separated by tabs: `PROGRAM <name> <ok|unavailable> <instructions or reason>`, and
-/// `KIND <name> <ok|unavailable> <ways or reason>`.
+/// `KIND <name> <ok|unavailable|left out> <ways or reason>`.
 fn check(options: &Options) -> anyhow::Result<()> {
     let Kernel { mut programs, .. } = Kernel::load(options)?;
     let hooks = programs.status();
@@ -273,6 +280,11 @@ fn check(options: &Options) -> anyhow::Result<()> {
     let capabilities = control::node(&hooks, programs.kinds()).capabilities;
     for capability in &capabilities {
         let kind = capability.kind().name();
+        // Whoever left it out knows.
+        if capability.hooks.is_empty() && !capability.available {
+            println!("KIND\t{kind}\tleft out\t{}", capability.reason);
+            continue;
+        }
         let mut ways: Vec<&str> = Vec::new();
         for hook in &capability.hooks {
             if !ways.contains(&hook.chosen.as_str()) {
@@ -286,7 +298,7 @@ fn check(options: &Options) -> anyhow::Result<()> {
     }
     let missing: Vec<String> = capabilities
         .iter()
-        .filter(|capability| !capability.available)
+        .filter(|capability| !capability.available && !capability.hooks.is_empty())
         .map(|capability| format!("{}: {}", capability.kind().as_str_name(), capability.reason))
         .collect();
     if missing.is_empty() {

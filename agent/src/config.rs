@@ -133,7 +133,7 @@ pub struct Config {
     /// Those of one user, who is known by a certificate or at a Unix socket.
     #[arg(long, value_name = "N", default_value_t = hub::Limits::STREAMS_PER_USER as u64, value_parser = value_parser!(u64).range(1..), env = "DINLE_MAX_STREAMS_PER_USER")]
     pub max_streams_per_user: u64,
-    /// Bytes that may wait for all streams together, at least 65536. A stream asks for a queue of 4194304 unless its client says otherwise.
+    /// Bytes that may wait for all streams together, at least 65536. A stream asks for a queue of 4194304, or of all there is, unless its client says otherwise.
     #[arg(long, value_name = "BYTES", default_value_t = hub::Limits::QUEUE_BYTES, value_parser = value_parser!(u64).range(65536..), env = "DINLE_MAX_QUEUE_BYTES")]
     pub max_queue_bytes: u64,
     /// Events a second that one stream may be sent; those beyond are counted as lost [default: no limit]
@@ -180,7 +180,8 @@ fn group(text: &str) -> Result<u32, String> {
     number.ok_or_else(|| "/etc/group has no such group; write its number".to_owned())
 }
 
-fn sensor(text: &str) -> Result<Sensor, String> {
+/// Reads a sensor's name.
+pub(crate) fn sensor(text: &str) -> Result<Sensor, String> {
     let mut all = Sensor::ALL.iter().copied();
     all.find(|sensor| sensor.name() == text).ok_or_else(|| {
         let known: Vec<_> = Sensor::ALL.iter().map(|sensor| sensor.name()).collect();
@@ -238,9 +239,11 @@ impl Config {
 
     /// What one request may ask for.
     pub fn request_limits(&self) -> filter::Limits {
+        let most = filter::Limits::default().queue_bytes_max;
         filter::Limits {
+            // What does not fit into an empty agent is no matter of time.
+            queue_bytes_max: most.min(self.max_queue_bytes),
             events_per_second_max: self.max_events_per_second,
-            ..filter::Limits::default()
         }
     }
 
@@ -343,6 +346,40 @@ mod tests {
                 .expect_err("a contradiction");
             assert!(error.contains(hint), "{error}");
         }
+    }
+
+    #[test]
+    fn each_limit_is_the_flags() {
+        let config = parse(&[
+            "--max-streams",
+            "3",
+            "--max-streams-per-user",
+            "2",
+            "--max-queue-bytes",
+            "70000",
+            "--max-events-per-second",
+            "5",
+            "--socket-mode",
+            "0660",
+            "--socket-group",
+            "7",
+        ])
+        .expect("flags");
+        let limits = hub::Limits {
+            streams: 3,
+            streams_per_user: 2,
+            queue_bytes: 70000,
+        };
+        assert_eq!(config.stream_limits(), limits);
+        let limits = filter::Limits {
+            queue_bytes_max: 70000,
+            events_per_second_max: Some(5),
+        };
+        assert_eq!(config.request_limits(), limits);
+        let Access { mode, group } = config.access();
+        assert_eq!((mode, group), (0o660, Some(7)));
+        let all = parse(&[]).expect("no flags");
+        assert_eq!(all.request_limits(), filter::Limits::default());
     }
 
     #[test]

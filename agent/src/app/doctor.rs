@@ -13,8 +13,9 @@ use tokio::time::timeout;
 
 use super::{cgroup_root, node_name, read_trimmed};
 use crate::{
+    config::sensor,
     control,
-    kernel::{Kernel, Options},
+    kernel::{Kernel, Options, Sensor},
     workload::{self, Index, Source},
 };
 
@@ -39,6 +40,9 @@ pub struct Doctor {
     /// Where the node's cgroup2 tree is mounted, as for `dinle agent`
     #[arg(long, value_name = "DIR", env = "DINLE_CGROUP_ROOT")]
     cgroup_root: Option<PathBuf>,
+    /// Sensors that the agent is to have, as for `dinle agent`
+    #[arg(long, value_name = "SENSOR,…", value_delimiter = ',', default_values_t = Sensor::ALL.to_vec(), value_parser = sensor, env = "DINLE_SENSORS")]
+    sensors: Vec<Sensor>,
 }
 
 /// How something is.
@@ -93,6 +97,7 @@ impl Doctor {
             pods,
             node_name: name,
             cgroup_root: root,
+            sensors,
         } = self;
         let in_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         let source = pods.unwrap_or(if in_pod { Source::Kube } else { Source::None });
@@ -116,7 +121,7 @@ impl Doctor {
             ),
         });
         findings.push(pods_of(source, &index, &name).await);
-        findings.extend(kinds());
+        findings.extend(kinds(sensors));
         print(&findings, &mut io::stdout().lock())?;
         let missing = findings
             .iter()
@@ -218,7 +223,7 @@ fn cgroups(root: &Path, index: &Index) -> Finding {
     let of_pods = count(v1::IdentityState::Pending);
     let systemd = live
         .iter()
-        .any(|live| live.workload.cgroup_path.ends_with(".slice"));
+        .any(|live| live.workload.cgroup_path.contains("kubepods.slice"));
     let driver = if systemd { "systemd" } else { "cgroupfs" };
     let text = format!(
         "cgroup2 at {}, {found} cgroups as {driver} names them, {of_pods} of pods and containers",
@@ -295,8 +300,12 @@ async fn told(index: &Index) {
 }
 
 /// Loads the programs. One finding for each kind.
-fn kinds() -> Vec<Finding> {
-    let mut kernel = match Kernel::load(&Options::default()) {
+fn kinds(sensors: Vec<Sensor>) -> Vec<Finding> {
+    let options = Options {
+        sensors,
+        ..Options::default()
+    };
+    let mut kernel = match Kernel::load(&options) {
         Ok(kernel) => kernel,
         Err(error) => {
             return vec![Finding::missing(
@@ -308,7 +317,11 @@ fn kinds() -> Vec<Finding> {
     };
     let capabilities =
         control::node(&kernel.programs.status(), kernel.programs.kinds()).capabilities;
-    capabilities.iter().map(kind).collect()
+    let offered = capabilities
+        .iter()
+        // Whoever left a sensor out knows.
+        .filter(|capability| capability.available || !capability.hooks.is_empty());
+    offered.map(kind).collect()
 }
 
 fn kind(capability: &v1::Capability) -> Finding {

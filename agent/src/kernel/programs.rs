@@ -252,6 +252,7 @@ impl Programs {
                 let what = name
                     .strip_prefix(ITERATOR)
                     .or_else(|| name.strip_prefix(CALLED))?;
+                sensors.contains(&sensor_of(what)).then_some(())?;
                 Some((name.to_owned(), load(program, what, btf, true).map(|_| ())))
             })
             .collect();
@@ -325,14 +326,6 @@ impl Programs {
         self.kinds
     }
 
-    /// Why a hook cannot be attached; `None` if it can be.
-    pub fn refusal(&self, hook: &str) -> Option<String> {
-        match self.hooks.get(hook) {
-            Some(known) => known.status.reason(),
-            None => Some(format!("this build has no program for {hook}")),
-        }
-    }
-
     /// Runs an iterator over all objects of its type. Returns what it wrote.
     pub fn iterate(&mut self, target: &str) -> Result<Vec<u8>, String> {
         let name = format!("{ITERATOR}{target}");
@@ -369,7 +362,7 @@ impl Programs {
         Ok(())
     }
 
-    /// A program that the agent runs itself.
+    /// A program that the agent runs itself, for a sensor that is not left out.
     fn own(&mut self, name: &str) -> Result<Option<&mut Program>, String> {
         match self.own.get(name) {
             Some(Err(reason)) => Err(format!("{name} cannot be loaded ({reason})")),
@@ -527,6 +520,16 @@ fn attach(program: &mut Program, hook: &str) -> Result<Link, ProgramError> {
     })
 }
 
+/// For whom the agent runs a program itself, by what it is called without its prefix.
+fn sensor_of(program: &str) -> Sensor {
+    match program {
+        // Network namespaces of processes.
+        "task" => Sensor::Drop,
+        // Sessions.
+        _ => Sensor::Tcp,
+    }
+}
+
 /// The kernel's reason in one line, with what mends it where that is known.
 fn reason(error: &ProgramError) -> String {
     if let ProgramError::LoadError {
@@ -541,7 +544,6 @@ fn reason(error: &ProgramError) -> String {
                 && !line.starts_with("processed ")
                 && !line.starts_with("stack depth ")
                 && !line.starts_with("verification time")
-                && !line.starts_with("stack depth ")
         });
         return match (io_error.raw_os_error(), last) {
             (_, Some(last)) => format!("the verifier refuses it: {last} ({io_error})"),
