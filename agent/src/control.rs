@@ -1,6 +1,7 @@
 //! CONTROL: carries demand from the hub to the kernel, and the kernel's answers back. Off the event path: it may take its time.
 
 mod capabilities;
+mod sessions;
 
 pub use capabilities::{Node, node};
 
@@ -12,7 +13,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use dinle_ebpf::{Kind, Narrowing, SLOTS, drop::NETNS_MAX, tcp::SOCKETS_MAX};
+use dinle_ebpf::{Kind, Narrowing, SLOTS, drop::NETNS_MAX};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval},
@@ -26,6 +27,7 @@ use crate::{
     pipeline::Stats,
     workload::Index,
 };
+use sessions::Sessions;
 
 /// How often skipped runs are read, lingering programs detached and forgotten workloads dropped.
 const TICK: Duration = Duration::from_secs(1);
@@ -150,12 +152,9 @@ impl Control {
                     }
                     self.tell_skipped(&mut skipped);
                     self.detach_lingering(&mut lingering);
-                    match sessions.tick(&mut self.programs) {
-                        // More of them could not be remembered, and streams are told.
-                        Ok(true) => self.reconcile(&mut lingering, &mut sessions, &mut look).await,
-                        Ok(false) => {}
-                        // It was told when somebody began to listen, and is the same each time.
-                        Err(error) => tracing::debug!(error, "sessions are not reported on"),
+                    // There is something new about them, and streams are told.
+                    if sessions.tick(&mut self.programs) {
+                        self.reconcile(&mut lingering, &mut sessions, &mut look).await;
                     }
                     self.show();
                 }
@@ -215,19 +214,8 @@ impl Control {
             tracing::error!("{error}");
             notes.push(error.to_string());
         }
-        if let Err(error) = sessions.follow(&mut self.programs, demand.interval, &wanted) {
-            tracing::error!("{error}");
-            notes.push(format!(
-                "TCP sessions that were open before are told only when they end ({error})"
-            ));
-        }
-        if sessions.unremembered > 0 {
-            notes.push(format!(
-                "{} TCP sessions began while {SOCKETS_MAX} others were open: they are told without their beginning, and some without \
-                 their process",
-                sessions.unremembered
-            ));
-        }
+        sessions.follow(&mut self.programs, demand.interval, &wanted);
+        notes.extend(sessions.notes());
         look.wanted = demand.kinds & BY_NAMESPACE != 0;
         if look.wanted {
             look.since_change = 0;
@@ -361,70 +349,6 @@ impl Control {
             watched: self.scope.watched(),
             ..node(&hooks, self.programs.kinds())
         }));
-    }
-}
-
-/// What the kernel half remembers of TCP sessions.
-#[derive(Default)]
-struct Sessions {
-    /// Cgroups that existed at the last look, and whether their sessions were listened to.
-    cgroups: HashMap<u64, bool>,
-    /// Somebody listened to some.
-    remembered: bool,
-    /// Those that go on are reported on when nothing was told of them for so long.
-    interval: Option<Duration>,
-    /// How many began while there was no room to remember them.
-    unremembered: u64,
-}
-
-impl Sessions {
-    /// Makes the kernel half remember the sessions that are wanted now, those that are open already included.
-    fn follow(
-        &mut self,
-        programs: &mut Programs,
-        interval: Option<Duration>,
-        wanted: &[Wanted],
-    ) -> Result<(), String> {
-        const KINDS: u64 = Kind::TcpSession.bit()
-            | Kind::TcpConnect.bit()
-            | Kind::TcpReset.bit()
-            | Kind::TcpRetransmit.bit();
-        let now: HashMap<u64, bool> = wanted
-            .iter()
-            .map(|want| (want.cgroup_id, want.kinds & KINDS != 0))
-            .collect();
-        let before = std::mem::replace(&mut self.cgroups, now);
-        let remembered = self.cgroups.values().any(|wanted| *wanted);
-        self.interval = interval.filter(|_| remembered);
-        if let Some(interval) = interval {
-            programs.set_session_interval(interval)?;
-        }
-        if std::mem::replace(&mut self.remembered, remembered) != remembered {
-            // Those that nobody listens to go on unheard, so that nothing is known of them any more.
-            programs.forget_sessions()?;
-        }
-        // In a cgroup that is new all sessions are heard of from the first on.
-        let found = self
-            .cgroups
-            .iter()
-            .any(|(id, wanted)| *wanted && before.get(id).is_some_and(|listened| !listened));
-        if found || remembered && before.is_empty() {
-            programs.find_sessions()?;
-        }
-        Ok(())
-    }
-
-    /// Makes the kernel half report on those that go on. Whether more than before could not be remembered.
-    fn tick(&mut self, programs: &mut Programs) -> Result<bool, String> {
-        if !self.remembered {
-            return Ok(false);
-        }
-        let unremembered = programs.unremembered_sessions()?;
-        let news = std::mem::replace(&mut self.unremembered, unremembered) != unremembered;
-        if let Some(interval) = self.interval {
-            programs.report_sessions(interval)?;
-        }
-        Ok(news)
     }
 }
 
