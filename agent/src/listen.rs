@@ -22,7 +22,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpListener,
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{AbortHandle, JoinSet},
     time::timeout,
 };
@@ -37,6 +37,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 256;
 /// Connections that the server has not taken yet.
 const WAITING: usize = 64;
+/// Connections of a listener at a time: far more than there are streams. One more waits until another ends.
+const CONNECTIONS: usize = 512;
 /// How long to wait when no more files can be opened: closing others makes room.
 const FULL: Duration = Duration::from_millis(100);
 
@@ -161,6 +163,14 @@ impl Listener {
     }
 
     async fn accept(self, out: mpsc::Sender<io::Result<Connection>>) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let next = || async {
+            let place = places.clone().acquire_owned().await;
+            // Nobody closes it.
+            let place = place.map_err(io::Error::other)?;
+            let (stream, address) = self.next().await?;
+            Ok::<_, io::Error>((stream, address, place))
+        };
         let mut handshakes = JoinSet::new();
         let mut order: VecDeque<AbortHandle> = VecDeque::new();
         loop {
@@ -168,18 +178,19 @@ impl Listener {
                 () = out.closed() => return,
                 // One that had to go, or failed, is no connection.
                 Some(done) = handshakes.join_next() => done.ok().flatten(),
-                accepted = self.next() => match (accepted, &self.kind) {
-                    (Ok((stream, address)), Kind::Tls(_, tls)) => {
+                accepted = next() => match (accepted, &self.kind) {
+                    (Ok((stream, address, place)), Kind::Tls(_, tls)) => {
                         order.retain(|handshake| !handshake.is_finished());
                         if order.len() == HANDSHAKES && let Some(longest) = order.pop_front() {
                             longest.abort();
                             tls.refused();
                         }
-                        order.push_back(handshakes.spawn(shake_hands(stream, address, tls.clone())));
+                        order.push_back(handshakes.spawn(shake_hands(stream, address, place, tls.clone())));
                         None
                     }
-                    (Ok((stream, address)), Kind::Tcp(_) | Kind::Unix(_)) => Some(Connection {
+                    (Ok((stream, address, place)), Kind::Tcp(_) | Kind::Unix(_)) => Some(Connection {
                         stream,
+                        _place: place,
                         peer: Peer { address, certificate: None },
                     }),
                     // It went before it was taken.
@@ -220,6 +231,7 @@ impl Listener {
 async fn shake_hands(
     stream: Box<dyn Duplex>,
     address: PeerAddress,
+    place: OwnedSemaphorePermit,
     tls: Arc<State>,
 ) -> Option<Connection> {
     let shaken = match timeout(HANDSHAKE, tls.acceptor().accept(stream)).await {
@@ -234,6 +246,7 @@ async fn shake_hands(
     match shaken {
         Ok((stream, subject)) => Some(Connection {
             stream: Box::new(stream),
+            _place: place,
             peer: Peer {
                 address,
                 certificate: subject.map(Arc::new),
@@ -255,6 +268,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 /// A connection, and what it tells of its other end.
 pub struct Connection {
     stream: Box<dyn Duplex>,
+    /// One of [`CONNECTIONS`].
+    _place: OwnedSemaphorePermit,
     peer: Peer,
 }
 

@@ -18,11 +18,22 @@ use axum::{
     routing::get,
 };
 use dinle_ebpf::Kind;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric as _, text::encode},
     metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::{Registry, Unit},
+};
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    task::JoinSet,
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -34,6 +45,15 @@ use crate::{
     pipeline::Stats,
     workload::Index,
 };
+
+/// Connections at a time. One more waits until another ends.
+const CONNECTIONS: usize = 64;
+/// How long a connection may be silent before a request.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How old a connection may get: whoever asks again connects again.
+const AGE: Duration = Duration::from_secs(300);
+/// How long to wait when no more files can be opened.
+const FULL: Duration = Duration::from_millis(100);
 
 /// A reader that made no round for so long is stuck: it looks at least every second.
 const STUCK: Duration = Duration::from_secs(10);
@@ -79,7 +99,11 @@ impl Default for Alive {
 impl Alive {
     /// How long the counter has stood still, as far as calls of this have seen. The first call sees it move.
     fn idle(&self, rounds: u64) -> Duration {
-        let now = self.began.elapsed().as_millis() as u64;
+        self.idle_at(rounds, self.began.elapsed().as_millis() as u64)
+    }
+
+    /// The same at a time, in milliseconds since `began`.
+    fn idle_at(&self, rounds: u64, now: u64) -> Duration {
         if self.rounds.swap(rounds, Ordering::Relaxed) != rounds {
             self.moved_ms.store(now, Ordering::Relaxed);
         }
@@ -87,8 +111,39 @@ impl Alive {
     }
 }
 
+/// Serves the routes until it is dropped. Nobody is asked who they are: so there is little to take up.
+pub async fn serve(listener: TcpListener, health: Health) {
+    let router = router(health);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // They end with it.
+    let mut open = JoinSet::new();
+    loop {
+        while open.try_join_next().is_some() {}
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection to --http could not be taken");
+                sleep(FULL).await;
+                continue;
+            }
+        };
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(SILENCE);
+        let service = TowerToHyperService::new(router.clone());
+        let served = http.serve_connection(TokioIo::new(stream), service);
+        open.spawn(async move {
+            // Whoever breaks off knows.
+            _ = timeout(AGE, served).await;
+            drop(place);
+        });
+    }
+}
+
 /// The routes.
-pub fn router(health: Health) -> Router {
+fn router(health: Health) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
@@ -349,12 +404,52 @@ fn resident_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
 
     #[test]
     fn a_counter_that_moves_is_alive() {
         let alive = Alive::default();
-        assert!(alive.idle(5) < STUCK);
-        alive.moved_ms.store(0, Ordering::Relaxed);
-        assert!(alive.idle(6) < Duration::from_secs(1), "it moved just now");
+        let idle = |rounds, seconds: u64| alive.idle_at(rounds, seconds * 1000).as_secs();
+        assert_eq!(idle(5, 100), 0, "the first look sees it move");
+        assert_eq!(idle(5, 109), 9);
+        assert_eq!(idle(6, 110), 0, "it moved");
+        assert_eq!(idle(6, 110 + STUCK.as_secs()), STUCK.as_secs());
+        assert!(alive.idle(7) < STUCK);
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_is_not_waited_for_and_keeps_nobody_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (hub, _publisher) = Hub::new(crate::hub::Limits::default(), || ());
+        let health = Health {
+            hub,
+            index: Index::new("n1"),
+            stats: Arc::default(),
+            node: Arc::default(),
+            alive: Arc::default(),
+            tls: None,
+            auth: None,
+        };
+        let serving = tokio::spawn(serve(listener, health));
+        let ask = async || {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").await?;
+            let mut answer = [0; 15];
+            stream.read_exact(&mut answer).await?;
+            Ok::<_, std::io::Error>(answer)
+        };
+        assert_eq!(&ask().await.expect("an answer"), b"HTTP/1.1 200 OK");
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.expect("connected"));
+        }
+        // The silent ones are closed in the end, and make room.
+        let answer = timeout(3 * SILENCE, ask()).await.expect("in time");
+        assert_eq!(&answer.expect("an answer"), b"HTTP/1.1 200 OK");
+        serving.abort();
     }
 }

@@ -80,6 +80,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "hub",
             "listen",
             "pipeline",
+            "tokio",
             "workload",
         ],
     ),

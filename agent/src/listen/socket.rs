@@ -22,30 +22,13 @@ pub(super) struct Socket {
 impl Socket {
     /// Takes the place of a socket at which nobody listens any more, and of nothing else.
     pub(super) fn bind(path: &Path, access: Access) -> io::Result<Self> {
-        match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-            Ok(there) if !there.file_type().is_socket() => {
-                return Err(io::Error::new(
-                    io::ErrorKind::AlreadyExists,
-                    "there is a file of that name, and it is no socket",
-                ));
-            }
-            Ok(_) if StdStream::connect(path).is_ok() => {
-                return Err(io::Error::new(
-                    io::ErrorKind::AddrInUse,
-                    "somebody listens there already",
-                ));
-            }
-            Ok(_) => {}
-        }
+        is_dead(path)?;
         // Nobody finds it before only those may open it who shall.
         let mut name = path.as_os_str().to_owned();
         name.push(".new");
         let new = PathBuf::from(name);
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        if is_dead(&new)? {
+            fs::remove_file(&new)?;
         }
         let listener = StdListener::bind(&new)?;
         let ready = || {
@@ -68,6 +51,35 @@ impl Socket {
 
     pub(super) async fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+/// Whether there is a socket at which nobody listens any more. An error if there is anything else, but for nothing.
+fn is_dead(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!("{} is a file, and no socket", path.display()),
+            ));
+        }
+        Ok(_) => {}
+    }
+    match StdStream::connect(path) {
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "somebody listens there already",
+        )),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!(
+                "{} is a socket, and whether somebody listens there cannot be found out: {error}",
+                path.display()
+            ),
+        )),
     }
 }
 

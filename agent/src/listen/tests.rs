@@ -100,17 +100,14 @@ async fn serve(tls: &Arc<State>) -> SocketAddr {
     address
 }
 
-async fn connect(
-    address: SocketAddr,
-    authority: &Authority,
-    own: Option<&Pair>,
-) -> io::Result<client::TlsStream<TcpStream>> {
+/// What a client shows, and whom it believes.
+fn config(authority: &Authority, own: Option<&Pair>) -> Arc<ClientConfig> {
     let config =
         ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .expect("versions")
             .with_root_certificates(authority.roots());
-    let config = match own {
+    Arc::new(match own {
         Some(Pair {
             certificate, key, ..
         }) => {
@@ -120,9 +117,23 @@ async fn connect(
                 .expect("a pair")
         }
         None => config.with_no_client_auth(),
-    };
+    })
+}
+
+async fn connect(
+    address: SocketAddr,
+    authority: &Authority,
+    own: Option<&Pair>,
+) -> io::Result<client::TlsStream<TcpStream>> {
+    connect_as(address, config(authority, own)).await
+}
+
+async fn connect_as(
+    address: SocketAddr,
+    config: Arc<ClientConfig>,
+) -> io::Result<client::TlsStream<TcpStream>> {
     let name = ServerName::try_from("agent.test").expect("a name");
-    TlsConnector::from(Arc::new(config))
+    TlsConnector::from(config)
         .connect(name, TcpStream::connect(address).await?)
         .await
 }
@@ -180,6 +191,70 @@ async fn clients_are_who_their_certificates_say_and_others_are_refused() {
     while tls.handshake_failures() < 3 {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_certificate_is_looked_at_each_time() {
+    let dir = TempDir::new().expect("a directory");
+    let authority = Authority::new("ours");
+    let server = authority.sign("agent", &[]);
+    let tls = State::open(files(dir.path(), &server, Some(&authority))).expect("certificates");
+    let address = serve(&tls).await;
+    let jane = authority.sign("jane", &["ops"]);
+    // It would take up its session again, if it could.
+    let config = config(&authority, Some(&jane));
+    for _ in 0..3 {
+        let mut stream = connect_as(address, config.clone()).await.expect("let in");
+        assert_eq!(line(&mut stream).await.expect("a line"), "jane of ops");
+        let kind = stream.get_ref().1.handshake_kind();
+        assert_eq!(kind, Some(rustls::HandshakeKind::Full));
+    }
+}
+
+#[tokio::test]
+async fn who_may_show_none_is_known_by_the_one_that_is_shown() {
+    let dir = TempDir::new().expect("a directory");
+    let (authority, strangers) = (Authority::new("ours"), Authority::new("theirs"));
+    let server = authority.sign("agent", &[]);
+    let files = Files {
+        client_may_show_none: true,
+        ..files(dir.path(), &server, Some(&authority))
+    };
+    let tls = State::open(files).expect("certificates");
+    let address = serve(&tls).await;
+    let jane = authority.sign("jane", &["ops"]);
+    let told = greeted(address, &authority, Some(&jane)).await;
+    assert_eq!(told.expect("let in"), "jane of ops");
+    let told = greeted(address, &authority, None).await;
+    assert_eq!(told.expect("let in"), "nobody");
+    let mallory = strangers.sign("jane", &["ops"]);
+    greeted(address, &authority, Some(&mallory))
+        .await
+        .expect_err("a false one is worse than none");
+}
+
+#[tokio::test]
+async fn there_are_only_so_many_connections() {
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let listener = Listener::bind(&any, Access::default(), None)
+        .await
+        .expect("a port");
+    let Kind::Tcp(socket) = &listener.kind else {
+        panic!("plain text")
+    };
+    let address = socket.local_addr().expect("bound");
+    let mut incoming = Box::pin(Listener::incoming(vec![listener]));
+    let (mut clients, mut open) = (Vec::new(), Vec::new());
+    for _ in 0..CONNECTIONS {
+        clients.push(TcpStream::connect(address).await.expect("a connection"));
+        open.push(incoming.next().await.expect("a connection"));
+    }
+    // The kernel has taken it, and the listener has not.
+    let _waits = TcpStream::connect(address).await.expect("a connection");
+    let more = timeout(Duration::from_millis(100), incoming.next()).await;
+    assert!(more.is_err(), "one too many");
+    open.pop();
+    assert!(incoming.next().await.is_some());
 }
 
 #[tokio::test]
@@ -363,6 +438,14 @@ async fn a_socket_is_for_those_who_may_open_it_and_leaves_nothing() {
     while path.exists() {
         tokio::task::yield_now().await;
     }
+    // Nobody can say whether anybody listens there.
+    let odd = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+    let refused = Listener::bind(&address, access, None).await.err();
+    let refused = refused.expect("it may be in use").to_string();
+    assert!(refused.contains("cannot be found out"), "{refused}");
+    drop(odd);
+    fs::remove_file(&path).expect("it was there");
+
     fs::write(&path, "mine").expect("a file");
     let refused = Listener::bind(&address, access, None)
         .await
