@@ -73,17 +73,19 @@ impl Drop for Audited {
             lost += books.lost.iter().map(|loss| loss.count).sum::<u64>();
         }
         // A client that goes does not say so: its connection or its stream is closed.
-        let reason = subscription.ended().map_or("CLIENT_LEFT", |reason| {
+        let reason = subscription.ending().map_or("CLIENT_LEFT", |reason| {
             let name = reason.as_str_name();
             name.strip_prefix("END_REASON_").unwrap_or(name)
         });
+        // It did not take its last books.
+        let cut = subscription.ending().is_some() && subscription.ended().is_none();
         let seconds = began.elapsed().as_secs_f64();
         let stream = listener.id;
         line!(
             info,
             listener.caller,
             listener.asked,
-            { stream, seconds, events, bytes, lost, reason },
+            { stream, seconds, events, bytes, lost, reason, cut },
             "stream ends"
         );
     }
@@ -95,21 +97,32 @@ pub(super) fn refused(caller: &v1::Caller, asked: &v1::SubscribeRequest, status:
     line!(warn, caller, asked, { code, reason }, "stream refused");
 }
 
+/// No longer than a line may be, also of a request that is refused for its length.
+fn cut(text: String) -> String {
+    const MAX: usize = 1024;
+    match text.char_indices().nth(MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
 fn kinds(asked: &v1::SubscribeRequest) -> String {
+    // More than there are, and than the line has room for.
+    const MAX: usize = 128;
     let names: Vec<String> = asked
         .kinds
         .iter()
+        .take(MAX)
         .map(|kind| match v1::Kind::try_from(*kind) {
             Ok(kind) => kind.name(),
             Err(_) => kind.to_string(),
         })
         .collect();
-    names.join(",")
+    cut(names.join(","))
 }
 
-/// `namespaces=shop pods=web-0,web-1 labels=app=web`; empty where all is asked for. No longer than a line may be.
+/// `namespaces=shop pods=web-0,web-1 labels=app=web`; empty where all is asked for.
 fn selector(asked: &v1::SubscribeRequest) -> String {
-    const MAX: usize = 1024;
     let Some(v1::Selector {
         namespaces,
         pods,
@@ -140,11 +153,7 @@ fn selector(asked: &v1::SubscribeRequest) -> String {
     let text: Vec<String> = parts
         .map(|(name, values)| format!("{name}={values}"))
         .collect();
-    let text = text.join(" ");
-    match text.char_indices().nth(MAX) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    cut(text.join(" "))
 }
 
 #[cfg(test)]
@@ -176,5 +185,10 @@ mod tests {
         assert_eq!(selector(&asked), "host=9");
         asked.selector = None;
         assert_eq!(selector(&asked), "");
+        // Refused, and told of all the same.
+        asked.kinds = vec![v1::Kind::TcpRetransmit.into(); 1 << 20];
+        let told = kinds(&asked);
+        assert!(told.starts_with("tcp_retransmit,") && told.ends_with('…'));
+        assert_eq!(told.chars().count(), 1025);
     }
 }

@@ -128,7 +128,7 @@ impl Publisher {
                     bucket: listener.request.max_events_per_second.map(Bucket::new),
                     family: Family::default(),
                     known: IdMap::default(),
-                    sums: Sums::new(listener.request.interval),
+                    sums: Sums::new(listener.request.interval, listener.request.queue_bytes),
                     done: false,
                 }),
             };
@@ -374,8 +374,9 @@ impl Voice {
                 true
             }
         };
-        if news && !told(&listener.queue) && by_reference {
-            return false;
+        if news && !told(&listener.queue) {
+            // The next event, or the next change of a workload, tries again.
+            return !by_reference;
         }
         known.insert(workload.cgroup_id, workload.clone());
         true

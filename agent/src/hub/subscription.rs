@@ -140,7 +140,8 @@ pub struct Subscription {
     deadline: Option<Instant>,
     shutdown: watch::Receiver<bool>,
     withdrawn: watch::Receiver<Option<Withdrawn>>,
-    finishing: bool,
+    /// Why it is about to end.
+    finishing: Option<EndReason>,
     ended: Option<EndReason>,
 }
 
@@ -168,7 +169,7 @@ impl Subscription {
                 .map(|time| Instant::now() + time),
             shutdown: hub.0.shutdown.subscribe(),
             withdrawn: listener.withdrawn.subscribe(),
-            finishing: false,
+            finishing: None,
             ended: None,
             hub,
             listener,
@@ -188,6 +189,11 @@ impl Subscription {
     /// Why the last message was the last; `None` before.
     pub fn ended(&self) -> Option<EndReason> {
         self.ended
+    }
+
+    /// Why the agent wants it to end; `None` if it does not.
+    pub fn ending(&self) -> Option<EndReason> {
+        self.ended.or(self.finishing)
     }
 
     /// Why it may not go on.
@@ -252,9 +258,9 @@ impl Subscription {
             biased;
             _ = heartbeats.tick() => Next::Heartbeat,
             _ = loss_checks.tick() => Next::LossCheck,
-            () = over, if !*finishing => Next::Finish(EndReason::MaxDuration),
-            _ = shutdown.wait_for(|down| *down), if !*finishing => Next::Finish(EndReason::Shutdown),
-            _ = withdrawn.wait_for(Option::is_some), if !*finishing => Next::Finish(EndReason::Permission),
+            () = over, if finishing.is_none() => Next::Finish(EndReason::MaxDuration),
+            _ = shutdown.wait_for(|down| *down), if finishing.is_none() => Next::Finish(EndReason::Shutdown),
+            _ = withdrawn.wait_for(Option::is_some), if finishing.is_none() => Next::Finish(EndReason::Permission),
             item = items.recv() => Next::Item(item),
         }
     }
@@ -279,7 +285,7 @@ impl Subscription {
 
     /// Asks the reader for the rest and the end.
     fn finish(&mut self, reason: EndReason) {
-        self.finishing = true;
+        self.finishing = Some(reason);
         self.hub.command(Command::Finish(self.listener.id, reason));
     }
 

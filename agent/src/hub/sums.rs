@@ -12,9 +12,13 @@ use prost::Message as _;
 /// Between two snapshots, unless a stream asks for another time.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Rows that are kept at most, at some 500 bytes each: more than the kernel's tables hold. More come together only where cgroups come and
-/// go while a client asks for long intervals, or does not read.
-const ROWS_MAX: usize = 12_288;
+/// Rows that are kept at most: more than the kernel's tables hold. More come together only where cgroups come and go while a client asks
+/// for long intervals, or does not read.
+const ROWS_MAX: u64 = 12_288;
+/// A row takes some 500 bytes. All of them together take no more than the stream's queue may…
+const ROW_BYTES: u64 = 512;
+/// …but for so many, of 1 MiB: a busy node has them at once.
+const ROWS_MIN: u64 = 2048;
 
 /// One stream's.
 #[derive(Debug)]
@@ -24,6 +28,7 @@ pub(super) struct Sums {
     start: SystemTime,
     due: Instant,
     interval: Duration,
+    rows_max: usize,
 }
 
 /// What happened to one subject.
@@ -34,13 +39,15 @@ pub(super) struct Row {
 }
 
 impl Sums {
-    pub(super) fn new(interval: Option<Duration>) -> Self {
+    /// For a stream whose queue takes so many bytes.
+    pub(super) fn new(interval: Option<Duration>, queue_bytes: u64) -> Self {
         let interval = interval.unwrap_or(INTERVAL);
         Self {
             rows: BTreeMap::new(),
             start: SystemTime::now(),
             due: Instant::now() + interval,
             interval,
+            rows_max: (queue_bytes / ROW_BYTES).clamp(ROWS_MIN, ROWS_MAX) as usize,
         }
     }
 
@@ -50,7 +57,7 @@ impl Sums {
         let Some(subject) = event.detail.as_ref().and_then(subject) else {
             return true;
         };
-        let Self { rows, .. } = self;
+        let Self { rows, rows_max, .. } = self;
         let key = (event.cgroup_id, subject);
         if let Some(row) = rows.get_mut(&key) {
             merge(&mut row.event, event);
@@ -58,7 +65,7 @@ impl Sums {
             row.workload = workload.clone();
             return true;
         }
-        if rows.len() == ROWS_MAX {
+        if rows.len() == *rows_max {
             return false;
         }
         let row = Row {
@@ -86,6 +93,7 @@ impl Sums {
             start,
             due,
             interval,
+            rows_max: _,
         } = self;
         rows.clear();
         *start = end;

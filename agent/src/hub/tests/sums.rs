@@ -243,9 +243,14 @@ async fn what_a_stream_ends_with_is_told_though_its_queue_is_full() {
 
 #[tokio::test]
 async fn rows_beyond_the_bound_are_lost_and_told() {
-    const BOUND: u64 = 12_288;
+    // As many as fit into its queue, 512 bytes each.
+    const BOUND: u64 = 4096;
     let (hub, mut publisher) = hub();
-    let mut subscription = subscribe(&hub, asked());
+    let asked = v1::SubscribeRequest {
+        queue_bytes: 2 << 20,
+        ..asked()
+    };
+    let mut subscription = subscribe(&hub, asked);
     publisher.refresh();
     for cgroup_id in 1..=BOUND + 3 {
         add(&mut publisher, &row(cgroup_id, "sda", 1, 0));
