@@ -28,10 +28,14 @@ def test_there_are_commands():
 def test_each_command_can_be_given(command):
     words = shlex.split(command, comments=True)
     # Nobody listens there: what is wrong with the command is told before that is found out.
-    rest = ["--help"] if words[0] in ALONE else [] if "--address" in words else ["--address", f"127.0.0.1:{free_port()}"]
+    alone, clusters = words[0] in ALONE, "--service-account" in words
+    address = [] if "--address" in words else ["--address", f"127.0.0.1:{free_port()}"]
+    rest = ["--help"] if alone else ["--kubeconfig", "/nowhere/kubeconfig"] if clusters else address
     done = subprocess.run([binary(), *words, *rest], capture_output=True, text=True, timeout=60)
     if words[0] in ALONE:
         assert done.returncode == 0, done.stderr
+    elif clusters:
+        assert (done.returncode, "/nowhere/kubeconfig" in done.stderr) == (1, True), done.stderr
     elif "--address" in words:
         # Its files are not here.
         assert done.returncode == 1, done.stderr
