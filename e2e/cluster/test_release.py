@@ -217,9 +217,10 @@ def check_tls(kubectl, v1, name: str, roots: bytes, certificate: bytes, key: byt
 
 def generated(kubectl, notes: str, directory: Path) -> tuple[str, tuple[bytes, ...]]:
     """The name in the certificate that Helm made for agents, and the files for listeners, as the notes say how to get them."""
-    [fetch] = re.findall(r"^ *(for FILE in .*; done)$", notes, re.MULTILINE)
+    [fetch] = re.findall(r"^ *(\(umask 077; for FILE in .*; done\))$", notes, re.MULTILINE)
     shell = f'kubectl() {{ command "$PROGRAM" "$@"; }}; {fetch}'
     subprocess.run(["bash", "-c", shell], cwd=directory, check=True, env={**os.environ, "PROGRAM": kubectl.program})
+    assert (directory / "tls.key").stat().st_mode & 0o777 == 0o600
     [name] = re.findall(r" --tls-server-name (\S+)$", notes, re.MULTILINE)
     return name, tuple((directory / file).read_bytes() for file in ["ca.crt", "tls.crt", "tls.key"])
 
