@@ -3,6 +3,7 @@
 //! A virtual machine boots a kernel of Debian's with an initramfs of ours. Its `init` (src/bin/init.rs) lets the agent try each
 //! of its programs, runs the tests and powers off; what it tells on the serial line is all that comes back.
 
+mod apt;
 pub mod arch;
 pub mod cpio;
 pub mod initramfs;
