@@ -12,9 +12,8 @@ import pytest
 import yaml
 from node import binary, wait_until
 
-from conftest import PATIENCE_SECONDS, SOON_SECONDS, agents_of, empty_namespace
+from conftest import PATIENCE_SECONDS, SOON_SECONDS, agents_of, empty_namespace, pod_of
 
-IMAGE = os.environ.get("DINLE_TEST_IMAGE", "localhost/busybox:1")
 # The agents' namespace, and everything that a listener needs there.
 AGENTS = "dinle"
 LIST = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
@@ -46,20 +45,7 @@ def shop(kubectl, agents):
 
 
 def sleeper(namespace: str, name: str, node: str, app: str = "web") -> dict:
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"namespace": namespace, "name": name, "labels": {"app": app}},
-        "spec": {
-            "nodeName": node,
-            "automountServiceAccountToken": False,
-            "terminationGracePeriodSeconds": 0,
-            "tolerations": [{"operator": "Exists"}],
-            "containers": [
-                {"name": "main", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["/bin/sleep", "3600"]}
-            ],
-        },
-    }
+    return pod_of({"command": ["/bin/sleep", "3600"]}, namespace, name, node, labels={"app": app})
 
 
 def start(kubectl, *pods: dict) -> None:
