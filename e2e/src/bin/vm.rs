@@ -23,7 +23,7 @@ const QUICK: &[&str] = &[
     "exec::arguments_come",
     "exec::the_directory",
     "exit::a_process_whose_threads",
-    "file::every_way",
+    "file::deletions::every_way",
     "file::probes_tell",
     "file::system_calls_tell",
     "file::what_io_uring",
