@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 # One static binary on an empty base. Build: docker build --tag dinle .
-# For both architectures: docker buildx build --platform linux/amd64,linux/arm64 --tag dinle . (arm64 is built by a cross compiler.)
+# For both architectures: docker buildx build --platform linux/amd64,linux/arm64 --tag dinle . This takes a builder that is amd64, on
+# which a cross compiler builds for arm64; there is none the other way round.
 FROM --platform=$BUILDPLATFORM debian:bookworm AS build
 ARG TARGETARCH
 WORKDIR /src

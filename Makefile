@@ -18,7 +18,7 @@ build: ## build the one binary, target/<host>/debug/dinle (PROFILE=release for t
 	@e2e/setup build
 	cargo build --workspace --profile $(PROFILE)
 
-dist: ## build what is shipped, for both architectures: target/dist has the image's content, and archives of the kubectl plugin
+dist: ## build what is shipped, for both architectures, on amd64: target/dist has the image's content, and archives of the kubectl plugin
 	@e2e/dist amd64
 	@e2e/dist arm64
 

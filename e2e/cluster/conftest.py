@@ -35,6 +35,9 @@ PATIENCE_SECONDS = 90
 ROLLOUT_SECONDS = 300
 # What the kernel and the API server know of at once.
 SOON_SECONDS = 20
+# What the watched pods run, and the name of their container.
+IMAGE = os.environ.get("DINLE_TEST_IMAGE", "localhost/busybox:1")
+CONTAINER = "main"
 # `kubectl dinle` looks for these.
 AGENTS = "app.kubernetes.io/part-of=dinle,app.kubernetes.io/component=agent"
 
@@ -63,6 +66,24 @@ def kubectl():
     if not os.environ.get("KUBECONFIG"):
         pytest.skip("KUBECONFIG is not set: no cluster to test in")
     return Kubectl()
+
+
+def pod_of(container: dict, namespace: str, name: str, node: str, labels: dict[str, str] | None = None, **spec) -> dict:
+    """A pod to be watched, with one container, of which this much is said; `spec` is what it has besides."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": name, "labels": labels or {}},
+        "spec": {
+            # Without the scheduler, so that each node gets its share.
+            "nodeName": node,
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 0,
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [{"name": CONTAINER, "image": IMAGE, "imagePullPolicy": "IfNotPresent", **container}],
+            **spec,
+        },
+    }
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,7 @@ import subprocess
 import pytest
 from node import binary
 
-from conftest import PATIENCE_SECONDS, empty_namespace
-from test_names import IMAGE
+from conftest import PATIENCE_SECONDS, empty_namespace, pod_of
 
 # Each plays its part over and over: whoever begins to listen hears the next time.
 LOGROTATE = """
@@ -33,26 +32,8 @@ FSYNCER = "while :; do dd if=/dev/zero of=/data/file bs=4k count=4 conv=fsync; s
 
 
 def pod(namespace: str, name: str, node: str, script: str) -> dict:
-    container = {
-        "name": "main",
-        "image": IMAGE,
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["/bin/sh", "-c", script],
-        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": {
-            "nodeName": node,
-            "automountServiceAccountToken": False,
-            "terminationGracePeriodSeconds": 0,
-            "tolerations": [{"operator": "Exists"}],
-            "containers": [container],
-            "volumes": [{"name": "data", "emptyDir": {}}],
-        },
-    }
+    container = {"command": ["/bin/sh", "-c", script], "volumeMounts": [{"name": "data", "mountPath": "/data"}]}
+    return pod_of(container, namespace, name, node, volumes=[{"name": "data", "emptyDir": {}}])
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,11 @@ import pytest
 import yaml
 from node import wait_until
 
-from conftest import PATIENCE_SECONDS, SOON_SECONDS
+from conftest import CONTAINER, PATIENCE_SECONDS, SOON_SECONDS, pod_of
 
 # Pods in all, and how many at a time: enough for every order of events that there is, few enough for a small machine.
 PODS = 50
 BATCH = 5
-IMAGE = os.environ.get("DINLE_TEST_IMAGE", "localhost/busybox:1")
-CONTAINER = "main"
 
 # One of each QoS class: a kubelet nests their cgroups differently.
 RESOURCES = [
@@ -33,27 +31,8 @@ def commands(name: str) -> list[list[str]]:
 
 def pod(namespace: str, name: str, node: str) -> dict:
     number = int(name.split("-")[1])
-    container = {
-        "name": CONTAINER,
-        "image": IMAGE,
-        "imagePullPolicy": "IfNotPresent",
-        "command": commands(name)[0],
-        "resources": RESOURCES[number % len(RESOURCES)],
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"namespace": namespace, "name": name, "labels": {"app": "e2e"}},
-        "spec": {
-            # Without the scheduler, so that each node gets its share.
-            "nodeName": node,
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "terminationGracePeriodSeconds": 0,
-            "tolerations": [{"operator": "Exists"}],
-            "containers": [container],
-        },
-    }
+    container = {"command": commands(name)[0], "resources": RESOURCES[number % len(RESOURCES)]}
+    return pod_of(container, namespace, name, node, labels={"app": "e2e"}, restartPolicy="Never")
 
 
 def executed(events, name: str) -> list[list[str]]:

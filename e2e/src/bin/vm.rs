@@ -23,7 +23,7 @@ const QUICK: &[&str] = &[
     "exec::arguments_come",
     "exec::the_directory",
     "exit::a_process_whose_threads",
-    "file::every_way",
+    "file::deletions::every_way",
     "file::probes_tell",
     "file::system_calls_tell",
     "file::what_io_uring",
@@ -48,8 +48,8 @@ Without one: 5.10 and 7.x, the oldest and the newest. Logs are in target/vm.
   --quick            run only a few tests of each sensor, by every way: enough to see that a kernel is understood
   --only PREFIX      run only tests whose names begin so, such as file::; may be given again
   --table FILE       write the table of programs to FILE, as markdown
-  --accept           write what was found to docs/kernels.md, and what the verifier counts to e2e/verified.tsv: growth of more than a tenth
-                     over that fails otherwise
+  --accept           write what the verifier counts to e2e/verified.tsv: growth of more than a tenth over that fails otherwise;
+                     if all kernels started, also what was found to docs/kernels.md
   --allow-missing    a kernel that cannot be had is no failure
   --refresh          look for newer kernels than the cache has
   --emulate          do not use KVM, as on a machine without it

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::apt::{Apt, output};
 use super::arch::Arch;
 
 /// One kernel of the matrix.
@@ -81,11 +82,6 @@ const UNSIGNED: &str = "-unsigned";
 /// How many releases are tried, newest first: some are listed and gone.
 const TRIES: usize = 6;
 
-/// Where the archive is when the system's own configuration does not name a mirror of it.
-const ARCHIVE: &str = "http://deb.debian.org/debian/";
-const SECURITY: &str = "http://deb.debian.org/debian-security/";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
 /// How the kernel's image is called in a package and in the cache, before its release.
 const IMAGE: &str = "vmlinuz-";
 
@@ -150,7 +146,7 @@ impl Kernel {
                 return Ok(());
             }
             for package in packages {
-                match apt.image(package, &image) {
+                match unpack(&apt, package, &image) {
                     Ok(()) => return Ok(()),
                     Err(error) => refused.push(format!("{package}: {error:#}")),
                 }
@@ -237,116 +233,38 @@ fn newest_image(directory: &Path) -> Result<Option<PathBuf>> {
     Ok(images.into_iter().max().map(|(_, path)| path))
 }
 
-/// apt with sources and a state of its own, so that the system's stay as they are.
-struct Apt {
-    state: tempfile::TempDir,
-}
-
-impl Apt {
-    fn new(cache: &Path, arch: Arch, suites: &[&str]) -> Result<Self> {
-        ensure!(
-            Path::new(KEYRING).exists(),
-            "{KEYRING} is missing: apt-get install debian-archive-keyring"
-        );
-        let state = tempfile::Builder::new()
-            .prefix("apt-")
-            .tempdir_in(cache)
-            .with_context(|| format!("cannot make a directory in {}", cache.display()))?;
-        let root = state.path();
-        for directory in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(root.join(directory))?;
-        }
-        let (archive, security) = mirrors();
-        let sources: String = suites
-            .iter()
-            .map(|suite| {
-                let mirror = if suite.ends_with("-security") {
-                    &security
-                } else {
-                    &archive
-                };
-                format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n")
-            })
-            .collect();
-        fs::write(root.join("sources.list"), sources)?;
-        fs::write(root.join("status"), "")?;
-        let root = root.display();
-        let arch = arch.debian();
-        // What the system does after its own updates is not to be done here. Root may read the state, apt's own user may not.
-        let configuration = format!(
-            "#clear APT::Update::Post-Invoke;\n\
-             #clear APT::Update::Post-Invoke-Success;\n\
-             APT::Architecture \"{arch}\";\n\
-             APT::Sandbox::User \"root\";\n\
-             Acquire::Languages \"none\";\n\
-             Dir::Etc::sourcelist \"{root}/sources.list\";\n\
-             Dir::Etc::sourceparts \"/dev/null\";\n\
-             Dir::State \"{root}\";\n\
-             Dir::State::lists \"{root}/lists\";\n\
-             Dir::State::status \"{root}/status\";\n\
-             Dir::Cache \"{root}/cache\";\n"
-        );
-        fs::write(state.path().join("apt.conf"), configuration)?;
-        Ok(Self { state })
+/// Puts the image of a package at `to`, and its modules beside it: both or none.
+fn unpack(apt: &Apt, package: &str, to: &Path) -> Result<()> {
+    let root = apt.state();
+    let files = root.join("files");
+    if files.exists() {
+        fs::remove_dir_all(&files)?;
     }
-
-    /// What `program` says, when it succeeds.
-    fn run(&self, program: &str, args: &[&str]) -> Result<String> {
-        let root = self.state.path();
-        output(
-            Command::new(program)
-                .arg("-c")
-                .arg(root.join("apt.conf"))
-                .args(args)
-                .current_dir(root),
-        )
+    apt.unpack(package, &files)?;
+    if let Some(release) = package.strip_prefix(BINARY) {
+        apt.unpack(&format!("{MODULES_PACKAGE}{release}"), &files)?;
     }
-
-    /// Puts the image of a package at `to`, and its modules beside it: both or none.
-    fn image(&self, package: &str, to: &Path) -> Result<()> {
-        let root = self.state.path();
-        let files = root.join("files");
-        if files.exists() {
-            fs::remove_dir_all(&files)?;
-        }
-        self.unpack(package, &files)?;
-        if let Some(release) = package.strip_prefix(BINARY) {
-            self.unpack(&format!("{MODULES_PACKAGE}{release}"), &files)?;
-        }
-        let image = find(&files, &|name| name.starts_with("vmlinuz"))?
-            .context("there is no kernel in it")?;
-        let modules = root.join("modules");
-        fs::create_dir_all(&modules)?;
-        for name in MODULES {
-            let (plain, small) = (format!("{name}.ko"), format!("{name}.ko.xz"));
-            if let Some(module) = find(&files, &|name| name == plain || name == small)? {
-                let copy = modules.join(module.file_name().unwrap_or_default());
-                fs::copy(&module, &copy)?;
-                if copy.extension() == Some(OsStr::new("xz")) {
-                    output(Command::new("xz").arg("-d").arg(&copy))?;
-                }
+    let image =
+        find(&files, &|name| name.starts_with("vmlinuz"))?.context("there is no kernel in it")?;
+    let modules = root.join("modules");
+    fs::create_dir_all(&modules)?;
+    for name in MODULES {
+        let (plain, small) = (format!("{name}.ko"), format!("{name}.ko.xz"));
+        if let Some(module) = find(&files, &|name| name == plain || name == small)? {
+            let copy = modules.join(module.file_name().unwrap_or_default());
+            fs::copy(&module, &copy)?;
+            if copy.extension() == Some(OsStr::new("xz")) {
+                output(Command::new("xz").arg("-d").arg(&copy))?;
             }
         }
-        let place = modules_of(to);
-        if place.exists() {
-            fs::remove_dir_all(&place)?;
-        }
-        fs::rename(&modules, &place)
-            .with_context(|| format!("cannot move the modules to {}", place.display()))?;
-        fs::rename(&image, to).with_context(|| format!("cannot move the image to {}", to.display()))
     }
-
-    /// Unpacks a package into a directory.
-    fn unpack(&self, package: &str, into: &Path) -> Result<()> {
-        self.run("apt-get", &["download", "--quiet", package])?;
-        let file = fs::read_dir(self.state.path())?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension() == Some(OsStr::new("deb")))
-            .context("apt-get download left no package")?;
-        output(Command::new("dpkg-deb").arg("-x").arg(&file).arg(into))?;
-        fs::remove_file(&file)?;
-        Ok(())
+    let place = modules_of(to);
+    if place.exists() {
+        fs::remove_dir_all(&place)?;
     }
+    fs::rename(&modules, &place)
+        .with_context(|| format!("cannot move the modules to {}", place.display()))?;
+    fs::rename(&image, to).with_context(|| format!("cannot move the image to {}", to.display()))
 }
 
 /// A file below a directory whose name is wanted.
@@ -366,50 +284,6 @@ fn find(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Option<PathBu
         }
     }
     Ok(None)
-}
-
-/// The system's own mirrors of Debian's archive and of its security updates.
-fn mirrors() -> (String, String) {
-    let targets = output(Command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        "$(RELEASE) $(REPO_URI)",
-    ]));
-    mirrors_of(targets.as_deref().unwrap_or_default())
-}
-
-fn mirrors_of(targets: &str) -> (String, String) {
-    let debian = || {
-        targets
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-            .filter(|(_, uri)| uri.contains("debian"))
-    };
-    let security =
-        debian().find_map(|(release, uri)| Some((release.strip_suffix("-security")?, uri)));
-    let archive = security.and_then(|(own, _)| debian().find(|(release, _)| *release == own));
-    (
-        archive.map_or(ARCHIVE, |(_, uri)| uri).to_owned(),
-        security.map_or(SECURITY, |(_, uri)| uri).to_owned(),
-    )
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| {
-        format!(
-            "cannot run {program}: kernels come from Debian's archive, which takes apt and dpkg"
-        )
-    })?;
-    ensure!(
-        output.status.success(),
-        "{program} failed ({}): {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    // apt-get tells as a warning that a suite cannot be had.
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr))
 }
 
 #[cfg(test)]
@@ -482,27 +356,6 @@ mod tests {
             [
                 "6.1.0-20", "6.1.0-19", "6.1.0-18", "6.1.0-17", "6.1.0-16", "6.1.0-15"
             ]
-        );
-    }
-
-    #[test]
-    fn the_mirror_is_the_systems_own() {
-        let targets = "bookworm-updates http://mirror.example/debian/\n\
-                       bookworm http://mirror.example/debian/\n\
-                       stable https://other.example/apt/\n\
-                       bookworm-security http://mirror.example/debian-security/\n";
-        assert_eq!(
-            mirrors_of(targets),
-            (
-                "http://mirror.example/debian/".to_owned(),
-                "http://mirror.example/debian-security/".to_owned()
-            )
-        );
-        let another_system =
-            "noble http://archive.example/ubuntu/\nnoble-security http://archive.example/ubuntu/\n";
-        assert_eq!(
-            mirrors_of(another_system),
-            (ARCHIVE.to_owned(), SECURITY.to_owned())
         );
     }
 

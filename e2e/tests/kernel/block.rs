@@ -1,6 +1,7 @@
 //! Requests to disks: each is told once, with its size and times, and as the pod's.
 
 use std::{
+    collections::HashSet,
     fs::{self, File, OpenOptions},
     io,
     os::fd::{AsRawFd as _, RawFd},
@@ -16,9 +17,10 @@ use dinle_e2e::{
     patience::eventually,
     stream::{Book, Stream},
 };
+use dinle_ebpf::block::SUMS_MAX;
 use dinle_proto::v1::{
-    Attribution, BlockIo, BlockLatency, BlockOperation, Event, Filter, HostProcesses, Kind,
-    LossStage, Selector, SubscribeRequest, event::Detail,
+    Attribution, BlockIo, BlockLatency, BlockOperation, EndReason, Event, Filter, HostProcesses,
+    Kind, LossStage, Selector, SubscribeRequest, event::Detail,
 };
 use tempfile::TempDir;
 
@@ -536,7 +538,7 @@ fn latencies_add_up_to_what_happened() {
 #[test]
 fn latencies_begin_with_the_stream_and_end_with_it() {
     let Some(disk) = Disk::new() else { return };
-    let lab = Lab::of("process,block");
+    let mut lab = Lab::of("process,block");
     let first = lab.agent.subscribe(latencies());
     disk.act(&lab.app, "direct", &["read", "31", "4096"]);
     // What the first was not told of any more is nothing to the second.
@@ -545,7 +547,6 @@ fn latencies_begin_with_the_stream_and_end_with_it() {
     disk.act(&lab.app, "direct", &["read", "23", "4096"]);
     let mut third = lab.agent.subscribe(SubscribeRequest {
         interval: Some(span(Duration::from_secs(3600))),
-        max_duration: Some(span(Duration::from_millis(500))),
         ..latencies()
     });
     disk.act(&lab.app, "direct", &["read", "19", "4096"]);
@@ -554,18 +555,23 @@ fn latencies_begin_with_the_stream_and_end_with_it() {
     second.heartbeat();
     assert_eq!(read(&second), 42);
     // It ends before its interval does, and is told all the same.
-    third.to_end();
+    drop(second);
+    lab.agent.signal(libc::SIGTERM);
+    assert_eq!(third.to_end(), EndReason::Shutdown);
     assert_eq!(read(&third), 19);
     assert_eq!(third.snapshots.len(), 1);
+    assert!(lab.agent.wait().success());
 }
 
 #[test]
 fn sums_that_find_no_room_are_told() {
     /// As many as the kernel's table holds, and some.
-    const CGROUPS: u64 = dinle_ebpf::block::SUMS_MAX as u64 + 23;
+    const CGROUPS: u64 = SUMS_MAX as u64 + 23;
     let Some(disk) = Disk::new() else { return };
     let lab = Lab::of("process,block");
     let mut stream = lab.agent.subscribe(latencies());
+    // Has them one by one: also what the program itself is read from.
+    let mut each = lab.agent.subscribe(requests());
     let command = act([
         "block",
         "roam",
@@ -574,25 +580,29 @@ fn sums_that_find_no_room_are_told() {
         disk.path.to_str().unwrap(),
         "4096",
     ]);
-    lab.app.succeed(command);
-    let told = |stream: &Stream| {
-        (
-            disk.latency(stream, BlockOperation::Read).count,
-            stream.told_lost(Kind::BlockLatency, LossStage::KernelTable),
-        )
-    };
-    stream.until("each is told or lost", |stream| {
-        let (counted, lost) = told(stream);
-        counted + lost >= CGROUPS
+    let ran = lab.app.succeed(command);
+    each.through_exit(ran.pid);
+    assert_eq!(disk.requests(&each).len() as u64, CGROUPS);
+    let lost = |stream: &Stream| stream.told_lost(Kind::BlockLatency, LossStage::KernelTable);
+    eventually("each request is counted in a row or lost", || {
+        each.heartbeat();
+        stream.heartbeat();
+        let counted: u64 = stream.rows(latency).map(|(_, row)| row.count).sum();
+        counted + lost(&stream) == each.details(io).count() as u64
     });
-    stream.heartbeat();
-    let (counted, lost) = told(&stream);
-    assert_eq!(counted + lost, CGROUPS);
-    // Reads of the program itself from its disk may have taken some room.
-    assert!((23..40).contains(&lost), "{lost}");
+    assert!(each.losses.is_empty(), "{:?}", each.losses);
+    let rows: HashSet<_> = stream
+        .rows(latency)
+        .map(|(event, row)| (event.cgroup_id, &row.disk, row.operation))
+        .collect();
+    assert_eq!(
+        rows.len() as u32,
+        SUMS_MAX,
+        "what is lost is what does not fit"
+    );
     assert_eq!(
         stream.book(Kind::BlockLatency).lost,
-        [(LossStage::KernelTable, lost)]
+        [(LossStage::KernelTable, lost(&stream))]
     );
 }
 

@@ -4,12 +4,16 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
+    time::{Duration, SystemTime},
 };
 
 use dinle_e2e::{
     act::{act, act_as, act_path, copy},
     agent::temporary,
+    patience::patience,
 };
+use dinle_proto::v1::{Event, Process};
+use prost_types::Timestamp;
 use tempfile::TempDir;
 
 use crate::{Lab, Named, run_some};
@@ -271,32 +275,54 @@ fn a_process_is_named_on_the_host_and_in_its_pod() {
 fn a_process_is_the_same_from_its_exec_to_its_exit() {
     let lab = Lab::of("process");
     let mut stream = lab.listen();
-    let before = std::time::SystemTime::now();
+    let before = boot_ns();
     let ran = lab.app.succeed(act(["exit", "0"]));
-    let after = std::time::SystemTime::now();
+    let after = boot_ns();
+    let now = SystemTime::now();
     stream.through_exit(ran.pid);
 
     let (exec_event, exec, _) = stream.exec_of(ran.pid);
     let (exit_event, exit, _) = stream.exit_of(ran.pid);
-    assert_ne!(exec.start_boot_ns, 0);
     assert_eq!(exec.start_boot_ns, exit.start_boot_ns);
-    assert_eq!(exec.start_time, exit.start_time);
     assert_eq!(
         (&exec.comm, exec.uid, exec.ppid),
         (&exit.comm, exit.uid, exit.ppid)
     );
+    // The agent compares the clocks from time to time, so that only the times of one event are of one wall clock.
     let times = [
-        Some(before.into()),
-        exec.start_time,
-        exec_event.time,
-        exit_event.time,
-        Some(after.into()),
-    ]
-    .map(|time| {
-        let time: prost_types::Timestamp = time.unwrap();
-        (time.seconds, time.nanos)
-    });
+        before,
+        exec.start_boot_ns,
+        exec.start_boot_ns + age_ns(exec_event, exec),
+        exit.start_boot_ns + age_ns(exit_event, exit),
+        after,
+    ];
     assert!(times.is_sorted(), "{times:?}");
+    let told = wall(exit_event.time);
+    let apart = told.duration_since(now);
+    let apart = apart.unwrap_or_else(|told_is_earlier| told_is_earlier.duration());
+    assert!(apart < patience(), "{told:?} should be about {now:?}");
+}
+
+/// Now, by the clock of `start_boot_ns`.
+fn boot_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the struct is valid for writes.
+    let done = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    assert_eq!(done, 0);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32).as_nanos() as u64
+}
+
+fn wall(time: Option<Timestamp>) -> SystemTime {
+    time.unwrap().try_into().unwrap()
+}
+
+/// How old the process was at the event.
+fn age_ns(event: &Event, process: &Process) -> u64 {
+    let age = wall(event.time).duration_since(wall(process.start_time));
+    age.unwrap().as_nanos() as u64
 }
 
 #[test]

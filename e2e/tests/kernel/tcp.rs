@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     process::{Child, ChildStdout, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use dinle_e2e::{act::act, cgroup::Cgroup, patience::eventually, pods::Pod, stream::Stream};
@@ -449,9 +449,11 @@ fn a_session_that_is_closed_one_way_first_counts_both_ways() {
 fn connects_that_fail_say_why_and_how_long_it_took() {
     let lab = Lab::of("tcp");
     let mut stream = lab.agent.subscribe(request());
+    let began = Instant::now();
     let mut refused = Talker::start(&lab.app, &["refused", "127.0.0.1"]);
     let port: u32 = refused.line().parse().unwrap();
     refused.finish();
+    let refused_within = began.elapsed();
     let timed_out = lab.app.succeed(act(["tcp", "blackhole"]));
     let given_up = lab.app.succeed(act(["tcp", "giveup"]));
     stream.until("each failure", |stream| connects(stream).len() >= 3);
@@ -470,7 +472,7 @@ fn connects_that_fail_say_why_and_how_long_it_took() {
     };
     assert_eq!(connect.remote, Some(end("127.0.0.1", port)));
     assert_ne!(connect.local.as_ref().unwrap().port, 0);
-    assert!(took(connect) < Duration::from_secs(1));
+    assert!(took(connect) <= refused_within, "{connect:?}");
 
     let (event, connect) = told[1];
     assert_eq!(connect.error, libc::ETIMEDOUT as u32);
@@ -488,10 +490,15 @@ fn connects_that_fail_say_why_and_how_long_it_took() {
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].1.direction(), Direction::Received);
     assert_eq!(told[0].1.state(), TcpState::SynSent);
-    let told = retransmits(&stream);
+    let mut told = retransmits(&stream);
+    // The one that gave up may be too slow to do it before its SYN is sent again, too.
+    let of_timed_out = |event: &Event| {
+        let process = event.process.as_ref();
+        process.is_some_and(|process| process.pid == timed_out.pid)
+    };
+    told.retain(|(event, _)| of_timed_out(event));
     assert_eq!(told.len(), 1, "{told:?}");
-    let (event, segment) = told[0];
-    assert_eq!(event.process.as_ref().unwrap().pid, timed_out.pid);
+    let (_, segment) = told[0];
     assert_eq!((segment.state(), segment.bytes), (TcpState::SynSent, 0));
     assert_eq!(segment.tcp_flags & 2, 2, "SYN");
     assert!(sessions(&stream).is_empty(), "there was never a session");

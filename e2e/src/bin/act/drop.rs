@@ -12,7 +12,7 @@ use std::{
 
 use crate::{check, execute};
 
-/// Enters a new network namespace, with a loopback interface that is up.
+/// Enters a new network namespace, which has nothing but a loopback interface that is up.
 pub(crate) fn new_network() -> io::Result<()> {
     // SAFETY: has no preconditions.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;

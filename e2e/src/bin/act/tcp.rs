@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use super::{check, number};
+use super::{check, drop_packets::new_network, number};
 
 /// How a connection is ended once everything is moved.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -180,19 +180,6 @@ fn refused(address: &str) -> io::Result<()> {
 const NOBODY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PORT: u16 = 9;
 
-/// A network namespace that has nothing but its loopback.
-fn alone() -> io::Result<()> {
-    // SAFETY: has no preconditions.
-    check(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
-    // SAFETY: zeros are a valid `ifreq`: numbers, and pointers that are null.
-    let mut request: libc::ifreq = unsafe { zeroed() };
-    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    // SAFETY: the descriptor is open and the request is a whole `ifreq` that outlives the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) })
-}
-
 fn in_address(address: Ipv4Addr) -> libc::sockaddr {
     // SAFETY: zeros are a valid address.
     let mut socket: libc::sockaddr_in = unsafe { zeroed() };
@@ -204,7 +191,7 @@ fn in_address(address: Ipv4Addr) -> libc::sockaddr {
 
 /// Sends what is for [`NOBODY`] out of the loopback, where it comes in again and is dropped: it is for nobody here.
 fn swallow() -> io::Result<()> {
-    alone()?;
+    new_network()?;
     let mut name = *b"lo\0";
     // SAFETY: zeros are a valid `rtentry`: numbers, and pointers that are null.
     let mut route: libc::rtentry = unsafe { zeroed() };
@@ -267,7 +254,7 @@ fn give_up() -> io::Result<()> {
 
 /// Connects to where there is no way.
 fn unroutable() -> io::Result<()> {
-    alone()?;
+    new_network()?;
     fails(TcpStream::connect((NOBODY, PORT)), libc::ENETUNREACH)
 }
 
@@ -381,7 +368,7 @@ fn half_closed() -> io::Result<()> {
 
 /// Connects twice where only one fits: the listener answers the other with a RST. Prints the port of that one.
 fn overflow() -> io::Result<()> {
-    alone()?;
+    new_network()?;
     fs::write("/proc/sys/net/ipv4/tcp_abort_on_overflow", "1")?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     // The kernel makes a socket of a connection only when its first bytes come, and keeps one more than the backlog.
