@@ -2,8 +2,13 @@
 
 mod admit;
 mod audit;
+mod resume;
 
-use std::{pin::Pin, sync::Arc, time::SystemTime};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use arc_swap::ArcSwap;
 use dinle_proto::{
@@ -25,8 +30,10 @@ use crate::{
 
 use admit::{Admitted, status};
 use audit::Audited;
+use resume::{Connection, Token};
 
 pub use admit::Admission;
+pub use resume::Streams;
 
 /// A Plan names at most so many workloads: it should stay far below the 4 MiB that clients accept.
 const PLAN_WORKLOADS: usize = 500;
@@ -62,6 +69,8 @@ pub struct Api {
     pub limits: Limits,
     /// Who is let in.
     pub admission: Admission,
+    /// Those that are open; none at first.
+    pub streams: Streams,
 }
 
 impl Api {
@@ -140,6 +149,11 @@ impl Api {
             queue_bytes: request.queue_bytes,
             heartbeat_interval: prost_types::Duration::try_from(request.heartbeat).ok(),
             max_events_per_second: request.max_events_per_second.unwrap_or(0),
+            resume_token: Vec::new(),
+            resume_window: request
+                .resume_window
+                .and_then(|window| prost_types::Duration::try_from(window).ok()),
+            resumed: false,
         }
     }
 
@@ -148,7 +162,7 @@ impl Api {
         &self,
         asked: &v1::SubscribeRequest,
         admitted: &Admitted,
-    ) -> Result<Subscription, Status> {
+    ) -> Result<(Subscription, Option<(Token, Duration)>), Status> {
         let request =
             filter::Request::parse(asked, &self.limits).map_err(|error| invalid(&error, ""))?;
         let verdict = self.admission.verdict(admitted, &request).await;
@@ -161,7 +175,7 @@ impl Api {
         if !self.settle.settle().await {
             return Err(Status::unavailable("the agent is shutting down"));
         }
-        let plan = self.plan(&request, &verdict, subscription.id());
+        let mut plan = self.plan(&request, &verdict, subscription.id());
         if !plan
             .capabilities
             .iter()
@@ -177,8 +191,48 @@ impl Api {
                 reasons.join("; ")
             )));
         }
+        let kept = match request.resume_window {
+            Some(window) => Some((resume::token()?, window)),
+            None => None,
+        };
+        if let Some((token, _)) = &kept {
+            plan.resume_token = token.to_vec();
+        }
         subscription.begin_with(Message::Plan(plan));
-        Ok(subscription)
+        Ok((subscription, kept))
+    }
+
+    /// Goes on with a stream whose connection broke.
+    async fn resume(
+        &self,
+        asked: &v1::SubscribeRequest,
+        resume: &v1::Resume,
+        admitted: &Admitted,
+    ) -> Result<Connection, Status> {
+        let alone = v1::SubscribeRequest {
+            resume: asked.resume.clone(),
+            ..v1::SubscribeRequest::default()
+        };
+        if *asked != alone {
+            return Err(Status::invalid_argument(
+                "resume: goes on with a stream as that was asked for: leave everything else out",
+            ));
+        }
+        let plan = |asked: &v1::SubscribeRequest, grant: &Grant, id: u64| {
+            // It was well when the stream began.
+            let request =
+                filter::Request::parse(asked, &self.limits).map_err(|error| invalid(&error, ""))?;
+            let verdict = Verdict {
+                grant: grant.clone(),
+                notes: Vec::new(),
+            };
+            Ok(v1::Plan {
+                resume_token: resume.token.clone(),
+                resumed: true,
+                ..self.plan(&request, &verdict, id)
+            })
+        };
+        self.streams.resume(resume, &admitted.caller, plan).await
     }
 }
 
@@ -203,19 +257,22 @@ impl Observer for Api {
         let asked = request.into_inner();
         let opened = async {
             let admitted = admitted.map_err(status)?;
-            let subscription = self.open(&asked, &admitted).await?;
+            if let Some(resume) = &asked.resume {
+                return self.resume(&asked, resume, &admitted).await;
+            }
+            let (subscription, kept) = self.open(&asked, &admitted).await?;
             let guard = self
                 .admission
                 .guard(admitted, &self.hub, subscription.listener());
-            Ok((subscription, guard))
+            let audited = Audited::begin(subscription, guard);
+            Ok(self.streams.begin(audited, kept))
         };
-        let (subscription, guard) = opened
+        let connection = opened
             .await
             .inspect_err(|status| audit::refused(&caller, &asked, status))?;
-        let audited = Audited::begin(subscription, guard);
-        let messages = stream::unfold(audited, |mut audited| async move {
-            let message = audited.next().await?;
-            Some((message, audited))
+        let messages = stream::unfold(connection, |mut connection| async move {
+            let message = connection.next().await?;
+            Some((message, connection))
         });
         Ok(Response::new(Box::pin(messages)))
     }

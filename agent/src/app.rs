@@ -24,7 +24,7 @@ use tokio::{
 use tonic::transport::Server;
 
 use crate::{
-    api::{Admission, Api, Facts},
+    api::{Admission, Api, Facts, Streams},
     auth::{Auth, Reviewer},
     config::{AuthMode, Config, DRAIN},
     control::{self, Control, Settle},
@@ -200,6 +200,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             grace: config.auth_grace,
             index: index.clone(),
         },
+        streams: Streams::default(),
         index,
         state: node,
         settle,

@@ -34,6 +34,9 @@ const INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Longer than this, whoever asks should add up by itself.
 const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 
+/// A stream whose client is gone takes room from others.
+const RESUME_WINDOW_MAX: Duration = Duration::from_secs(60);
+
 /// Elements of one repeated field: more would make matching an event slow.
 const ELEMENTS_MAX: usize = 64;
 /// Bytes of one string: names in Kubernetes are shorter, and so are useful paths.
@@ -162,6 +165,8 @@ pub struct Request {
     pub max_duration: Option<Duration>,
     /// So many events a second.
     pub max_events_per_second: Option<u32>,
+    /// For so long the stream is kept when its connection breaks.
+    pub resume_window: Option<Duration>,
 }
 
 impl Request {
@@ -178,7 +183,15 @@ impl Request {
             max_duration,
             interval,
             max_events_per_second,
+            resume_window,
+            resume,
         } = request;
+        if resume.is_some() {
+            return Err(Invalid::new(
+                "resume",
+                "goes on with a stream in the place of beginning one: leave everything else out",
+            ));
+        }
         let kinds = parse_kinds(kinds)?;
         let filter = Filter::parse(filter.as_ref(), kinds)?;
         Ok(Self {
@@ -193,6 +206,7 @@ impl Request {
             max_events: (*max_events != 0).then_some(*max_events),
             max_duration: parse_max_duration(max_duration.as_ref())?,
             max_events_per_second: parse_rate(*max_events_per_second, limits)?,
+            resume_window: parse_resume_window(resume_window.as_ref())?,
         })
     }
 }
@@ -317,6 +331,23 @@ fn parse_interval(interval: Option<&prost_types::Duration>) -> Result<Option<Dur
         ));
     }
     Ok(Some(interval))
+}
+
+fn parse_resume_window(
+    window: Option<&prost_types::Duration>,
+) -> Result<Option<Duration>, Invalid> {
+    let Some(window) = window else {
+        return Ok(None);
+    };
+    let field = "resume_window";
+    let window = parse_duration(field, window)?;
+    if window > RESUME_WINDOW_MAX {
+        return Err(Invalid::new(
+            field,
+            format!("is {window:?}; at most {RESUME_WINDOW_MAX:?} are allowed"),
+        ));
+    }
+    Ok((!window.is_zero()).then_some(window))
 }
 
 fn parse_max_duration(

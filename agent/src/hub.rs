@@ -9,6 +9,7 @@ mod demand;
 mod ids;
 mod limits;
 mod publisher;
+mod sent;
 mod subscription;
 mod sums;
 
@@ -17,6 +18,7 @@ pub use demand::{Demand, Want};
 pub use ids::IdMap;
 pub use limits::{Full, Limits, Refusals};
 pub use publisher::{Command, Publisher, Targets, encode_name};
+pub use sent::TooLate;
 pub use subscription::Subscription;
 
 use std::{

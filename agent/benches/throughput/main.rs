@@ -27,7 +27,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use arc_swap::ArcSwap;
 use dinle::{
-    api::{Admission, Api, Facts},
+    api::{Admission, Api, Facts, Streams},
     control::{Node, Settle},
     filter::{Grant, Limits, Request},
     hub::{self, Hub, Listener, Publisher, Subscription},
@@ -335,6 +335,7 @@ async fn serve(
             grace: Duration::ZERO,
             index: index.clone(),
         },
+        streams: Streams::default(),
         index,
         state: Arc::new(ArcSwap::from_pointee(Node {
             capabilities: [v1::Kind::Exec, v1::Kind::Exit].map(capability).into(),

@@ -1,12 +1,15 @@
 //! A line of the log for each stream that begins, is refused, or ends: who, what, how much, why. All have the target `dinle::audit`.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
-use dinle_proto::{Encoded, v1};
+use dinle_proto::{
+    Encoded,
+    v1::{self, subscribe_response::Message},
+};
 use tonic::Status;
 
 use super::admit::{Guard, ended};
-use crate::hub::Subscription;
+use crate::hub::{Listener, Subscription, TooLate};
 
 /// A line: what all of them have, then what this one has.
 macro_rules! line {
@@ -45,6 +48,25 @@ impl Audited {
             bytes: 0,
             told_why: false,
         }
+    }
+
+    /// Its listener.
+    pub(super) fn listener(&self) -> &Arc<Listener> {
+        self.subscription.listener()
+    }
+
+    /// Goes on with another connection, and tells that.
+    pub(super) fn resume(&mut self, caller: &v1::Caller, received: u64) -> Result<(), TooLate> {
+        self.subscription.resume(received)?;
+        let listener = self.subscription.listener();
+        let stream = listener.id;
+        line!(info, caller, listener.asked, { stream, received }, "stream resumed");
+        Ok(())
+    }
+
+    /// Puts a message before everything else.
+    pub(super) fn begin_with(&mut self, message: Message) {
+        self.subscription.begin_with(message);
     }
 
     /// The next message. Behind the last one of a stream that may not go on comes why.

@@ -43,6 +43,10 @@ pub(super) fn plan(plan: &v1::Plan, look: Look, out: &mut dyn Write) -> io::Resu
         queue_bytes,
         heartbeat_interval,
         max_events_per_second,
+        // What a client makes of a broken connection is its own matter.
+        resume_token: _,
+        resume_window: _,
+        resumed: _,
     } = plan;
     let mut facts = vec![
         ("node", text::or_none(node).to_owned()),

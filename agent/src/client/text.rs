@@ -60,6 +60,10 @@ pub(super) fn loss(loss: &v1::Loss) -> String {
         ),
         Ok(v1::LossStage::Agent) => ("", "the agent could not read them"),
         Ok(v1::LossStage::ClientQueue) => ("", "this client read too slowly"),
+        Ok(v1::LossStage::Connection) => (
+            "",
+            "the connection broke, and they were not kept long enough to be sent again",
+        ),
         Ok(v1::LossStage::RateLimit) => ("", "there were more than --rate-limit allows"),
         Ok(v1::LossStage::KernelTable) => ("", "a table in the kernel was full"),
         Ok(v1::LossStage::Unspecified) | Err(_) => ("", "a newer dinle knows why"),

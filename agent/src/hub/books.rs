@@ -22,17 +22,20 @@ pub enum Stage {
     KernelTable,
     /// There were more than the stream's rate limit allows.
     RateLimit,
+    /// They were sent into a connection that broke, and were gone when the stream was resumed.
+    Connection,
 }
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::KernelRing,
         Self::KernelSkipped,
         Self::Agent,
         Self::ClientQueue,
         Self::KernelTable,
         Self::RateLimit,
+        Self::Connection,
     ];
 
     /// The contract's name.
@@ -44,6 +47,7 @@ impl Stage {
             Self::ClientQueue => LossStage::ClientQueue,
             Self::KernelTable => LossStage::KernelTable,
             Self::RateLimit => LossStage::RateLimit,
+            Self::Connection => LossStage::Connection,
         }
     }
 
@@ -56,6 +60,7 @@ impl Stage {
             Self::ClientQueue => "client_queue",
             Self::KernelTable => "kernel_table",
             Self::RateLimit => "rate_limit",
+            Self::Connection => "connection",
         }
     }
 }
@@ -93,6 +98,13 @@ impl Books {
         self.page(kind)
             .delivered
             .fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Events that were counted as delivered, and were not.
+    pub(super) fn undeliver(&self, kind: v1::Kind, count: u64) {
+        let page = self.page(kind);
+        page.delivered.fetch_sub(count, Ordering::Relaxed);
+        page.lost[Stage::Connection as usize].fetch_add(count, Ordering::Release);
     }
 
     /// Events that nobody could number: they matched, as far as anyone can tell, and are lost.

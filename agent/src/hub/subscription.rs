@@ -19,7 +19,10 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until},
 };
 
-use super::{Command, Hub, KINDS, Listener, Stage, Withdrawn};
+use super::{
+    Command, Hub, KINDS, Listener, Stage, Withdrawn,
+    sent::{Outgoing, Sent, Tells, TooLate},
+};
 
 /// Losses of a kind and stage are told together, at most this often.
 const LOSS_INTERVAL: Duration = Duration::from_secs(1);
@@ -130,7 +133,9 @@ pub struct Subscription {
     hub: Hub,
     listener: Arc<Listener>,
     items: mpsc::UnboundedReceiver<Item>,
-    pending: VecDeque<Encoded>,
+    pending: VecDeque<Outgoing>,
+    /// What was sent, where it may have to be sent again.
+    sent: Option<Sent>,
     /// Losses that the client was told of, by kind and stage.
     told: Box<[[u64; Stage::ALL.len()]; KINDS]>,
     /// The last sequence number that a Loss named, by kind.
@@ -159,6 +164,7 @@ impl Subscription {
         Self {
             items,
             pending: VecDeque::new(),
+            sent: listener.request.resume_window.map(|_| Sent::default()),
             told: Box::new([[0; _]; KINDS]),
             told_last: [0; KINDS],
             heartbeats: every(listener.request.heartbeat),
@@ -203,11 +209,70 @@ impl Subscription {
 
     /// Puts a message before everything that has not been taken yet.
     pub fn begin_with(&mut self, message: Message) {
-        self.pending.push_front(encoded(message));
+        self.pending.push_front(Outgoing {
+            message: encoded(message),
+            tells: Tells::Nothing,
+        });
+    }
+
+    /// Goes on with a client that got so many messages: what was sent beyond is sent again. Of what is not there any more, events are lost
+    /// from now on. After an error everything is as before.
+    pub fn resume(&mut self, received: u64) -> Result<(), TooLate> {
+        let beyond = self.sent.as_mut().ok_or(TooLate)?.beyond(received)?;
+        let Self {
+            listener,
+            hub,
+            told,
+            pending,
+            ended,
+            ..
+        } = self;
+        let mut again = VecDeque::with_capacity(beyond.len() + pending.len());
+        let mut missing = false;
+        for message in beyond {
+            match message {
+                Ok(message) => again.push_back(message),
+                Err(Tells::Events(counts)) => {
+                    missing = true;
+                    for (kind, count) in counts {
+                        listener.books.undeliver(kind, count);
+                        hub.0.totals.lost(kind, Stage::Connection, count);
+                    }
+                }
+                // It is told once more, with what has come since.
+                Err(Tells::Loss(kind, stage, count)) => {
+                    told[kind as usize % KINDS][stage as usize] -= count;
+                }
+                Err(Tells::Nothing | Tells::Workload | Tells::Books) => {}
+            }
+        }
+        again.append(pending);
+        if missing {
+            // They tell of events as delivered that are lost.
+            again.retain(|message| !matches!(message.tells, Tells::Books));
+        }
+        *pending = again;
+        let ended = *ended;
+        self.tell_losses();
+        if let Some(reason) = ended
+            && missing
+        {
+            self.tell_books(reason);
+        }
+        Ok(())
     }
 
     /// The next message; `None` after the last.
     pub async fn next(&mut self) -> Option<Encoded> {
+        let outgoing = self.outgoing().await?;
+        let message = outgoing.message.clone();
+        if let Some(sent) = &mut self.sent {
+            sent.push(outgoing);
+        }
+        Some(message)
+    }
+
+    async fn outgoing(&mut self) -> Option<Outgoing> {
         loop {
             if let Some(message) = self.pending.pop_front() {
                 return Some(message);
@@ -227,7 +292,10 @@ impl Subscription {
                 }
                 Next::Item(Some(Item::Update(message))) => {
                     self.taken(&message.0);
-                    return Some(message);
+                    return Some(Outgoing {
+                        message,
+                        tells: Tells::Workload,
+                    });
                 }
                 Next::Item(Some(Item::End(reason))) => self.end(reason),
                 // The listener holds a sender, so that this does not happen while we are here.
@@ -265,14 +333,17 @@ impl Subscription {
         }
     }
 
-    fn deliver(&mut self, bytes: Bytes, counts: Vec<(v1::Kind, u64)>) -> Encoded {
+    fn deliver(&mut self, bytes: Bytes, counts: Vec<(v1::Kind, u64)>) -> Outgoing {
         self.taken(&bytes);
         let Self { listener, hub, .. } = self;
-        for (kind, count) in counts {
+        for &(kind, count) in &counts {
             listener.books.delivered(kind, count);
             hub.0.totals.delivered(kind, count);
         }
-        Encoded(bytes)
+        Outgoing {
+            message: Encoded(bytes),
+            tells: Tells::Events(counts),
+        }
     }
 
     fn taken(&self, bytes: &Bytes) {
@@ -321,25 +392,32 @@ impl Subscription {
                 } else {
                     (0, 0)
                 };
-                pending.push_back(encoded(Message::Loss(v1::Loss {
+                let message = encoded(Message::Loss(v1::Loss {
                     kind: kind.into(),
                     stage: stage.proto().into(),
                     count,
                     first_sequence,
                     last_sequence,
-                })));
+                }));
+                pending.push_back(Outgoing {
+                    message,
+                    tells: Tells::Loss(kind, stage, count),
+                });
             }
         }
     }
 
     fn tell_books(&mut self, end: EndReason) {
-        self.pending
-            .push_back(encoded(Message::Heartbeat(v1::Heartbeat {
-                time: Some(SystemTime::now().into()),
-                books: self.listener.books(),
-                end: end.into(),
-                notes: self.hub.notes(),
-            })));
+        let message = encoded(Message::Heartbeat(v1::Heartbeat {
+            time: Some(SystemTime::now().into()),
+            books: self.listener.books(),
+            end: end.into(),
+            notes: self.hub.notes(),
+        }));
+        self.pending.push_back(Outgoing {
+            message,
+            tells: Tells::Books,
+        });
     }
 }
 

@@ -1,6 +1,7 @@
 //! The hub without a kernel: a publisher on one side, subscriptions on the other.
 
 mod limits;
+mod resume;
 mod sums;
 
 use std::{sync::Arc, time::Duration};

@@ -1263,6 +1263,27 @@ pub struct SubscribeRequest {
     /// has one; not more than that. Snapshots are not limited.
     #[prost(uint32, tag = "10")]
     pub max_events_per_second: u32,
+    /// When the connection breaks, the agent keeps the stream for this long, so that `resume` can go on with it. Unset: it ends at once. At
+    /// most 60 s. The stream counts as open meanwhile; what happens is queued.
+    #[prost(message, optional, tag = "11")]
+    pub resume_window: ::core::option::Option<::prost_types::Duration>,
+    /// Go on with a stream in the place of beginning one. All other fields are that stream's, and are left out here.
+    #[prost(message, optional, tag = "12")]
+    pub resume: ::core::option::Option<Resume>,
+}
+/// A stream whose connection broke.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Resume {
+    /// Plan.stream_id.
+    #[prost(uint64, tag = "1")]
+    pub stream_id: u64,
+    /// Plan.resume_token.
+    #[prost(bytes = "vec", tag = "2")]
+    pub token: ::prost::alloc::vec::Vec<u8>,
+    /// How many messages of the stream came, Plans included, over all its connections. What was sent beyond is sent again; of what the agent
+    /// does not have any more (1 MiB is kept, and workloads), events are counted as lost at LOSS_STAGE_CONNECTION.
+    #[prost(uint64, tag = "3")]
+    pub received: u64,
 }
 /// One message of a stream.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1471,6 +1492,15 @@ pub struct Plan {
     /// The rate limit that holds; 0: none.
     #[prost(uint32, tag = "11")]
     pub max_events_per_second: u32,
+    /// For Resume. Empty if the stream cannot be resumed.
+    #[prost(bytes = "vec", tag = "12")]
+    pub resume_token: ::prost::alloc::vec::Vec<u8>,
+    /// How long the agent keeps the stream when its connection breaks.
+    #[prost(message, optional, tag = "13")]
+    pub resume_window: ::core::option::Option<::prost_types::Duration>,
+    /// The stream goes on after its connection broke.
+    #[prost(bool, tag = "14")]
+    pub resumed: bool,
 }
 /// See Observer.Explain.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1725,6 +1755,8 @@ pub enum LossStage {
     ClientQueue = 4,
     /// There were more than max_events_per_second.
     RateLimit = 5,
+    /// The connection broke, and when the stream was resumed, the agent did not have them any more.
+    Connection = 7,
     /// The kernel's table in which it adds up or keeps track was full. Of kinds told in Snapshots each count is one occurrence that is missing in
     /// the sums.
     KernelTable = 6,
@@ -1742,6 +1774,7 @@ impl LossStage {
             Self::Agent => "LOSS_STAGE_AGENT",
             Self::ClientQueue => "LOSS_STAGE_CLIENT_QUEUE",
             Self::RateLimit => "LOSS_STAGE_RATE_LIMIT",
+            Self::Connection => "LOSS_STAGE_CONNECTION",
             Self::KernelTable => "LOSS_STAGE_KERNEL_TABLE",
         }
     }
@@ -1754,6 +1787,7 @@ impl LossStage {
             "LOSS_STAGE_AGENT" => Some(Self::Agent),
             "LOSS_STAGE_CLIENT_QUEUE" => Some(Self::ClientQueue),
             "LOSS_STAGE_RATE_LIMIT" => Some(Self::RateLimit),
+            "LOSS_STAGE_CONNECTION" => Some(Self::Connection),
             "LOSS_STAGE_KERNEL_TABLE" => Some(Self::KernelTable),
             _ => None,
         }
