@@ -277,6 +277,16 @@ impl Observer for Api {
         Ok(Response::new(Box::pin(messages)))
     }
 
+    async fn leave(
+        &self,
+        request: Request<v1::LeaveRequest>,
+    ) -> Result<Response<v1::LeaveResponse>, Status> {
+        let (caller, admitted) = self.admission.admit(&request).await;
+        admitted.map_err(status)?;
+        self.streams.leave(request.get_ref(), &caller).await;
+        Ok(Response::new(v1::LeaveResponse {}))
+    }
+
     async fn explain(
         &self,
         request: Request<v1::ExplainRequest>,

@@ -194,6 +194,21 @@ def test_only_who_began_it_can_go_on_and_only_for_a_while(agent, observer, v1, s
     assert refusal(observer, too_long)[0] == grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_who_leaves_is_gone_at_once(agent, observer, v1):
+    stream = Stream(v1)
+    with stream.connected(agent.grpc):
+        number = stream.plan.stream_id
+        strangers = v1.LeaveRequest(stream_id=number, token=bytes(16))
+        observer.Leave(strangers)
+        assert number in open_streams(observer, v1)
+        observer.Leave(v1.LeaveRequest(stream_id=number, token=stream.plan.resume_token))
+        assert number not in open_streams(observer, v1)
+        assert list(stream.call) == []
+    # It is no error to leave what one has left.
+    observer.Leave(v1.LeaveRequest(stream_id=number, token=stream.plan.resume_token))
+    assert refusal(observer, stream.resume())[0] == grpc.StatusCode.NOT_FOUND
+
+
 def test_who_did_not_ask_for_it_leaves_nothing(agent, observer, v1):
     stream = Stream(v1, window=0)
     with stream.connected(agent.grpc):

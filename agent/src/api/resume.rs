@@ -56,6 +56,14 @@ struct Stream {
     held: AsyncMutex<Option<Audited>>,
 }
 
+impl Stream {
+    /// The caller began it.
+    fn is_of(&self, token: &[u8], caller: &v1::Caller) -> bool {
+        let known = |(kept, _): (Token, Duration)| same(&kept, token);
+        self.kept.is_some_and(known) && self.user == caller.user
+    }
+}
+
 impl Streams {
     /// A stream that has just begun, on its first connection.
     pub(super) fn begin(&self, audited: Audited, kept: Option<(Token, Duration)>) -> Connection {
@@ -91,11 +99,8 @@ impl Streams {
             ))
         };
         let stream = self.lock().get(stream_id).cloned().ok_or_else(gone)?;
-        let own = stream
-            .kept
-            .is_some_and(|(kept, _)| same(&kept, token) && stream.user == caller.user);
         // Nobody learns which streams there are.
-        if !own {
+        if !stream.is_of(token, caller) {
             return Err(gone());
         }
         stream.connection.send_modify(|connection| *connection += 1);
@@ -114,6 +119,19 @@ impl Streams {
         audited.begin_with(Message::Plan(plan));
         drop(held);
         Ok(connection)
+    }
+
+    /// Keeps a stream no longer, if it is there, and the caller's.
+    pub(super) async fn leave(&self, asked: &v1::LeaveRequest, caller: &v1::Caller) {
+        let v1::LeaveRequest { stream_id, token } = asked;
+        let stream = self.lock().get(stream_id).cloned();
+        if let Some(stream) = stream.filter(|stream| stream.is_of(token, caller)) {
+            // Its connection lets go of it.
+            stream
+                .connection
+                .send_modify(|connection| *connection += 1);
+            self.end(*stream_id, &stream).await;
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Stream>>> {

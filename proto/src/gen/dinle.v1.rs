@@ -1285,6 +1285,19 @@ pub struct Resume {
     #[prost(uint64, tag = "3")]
     pub received: u64,
 }
+/// See Observer.Leave.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaveRequest {
+    /// Plan.stream_id.
+    #[prost(uint64, tag = "1")]
+    pub stream_id: u64,
+    /// Plan.resume_token.
+    #[prost(bytes = "vec", tag = "2")]
+    pub token: ::prost::alloc::vec::Vec<u8>,
+}
+/// See Observer.Leave.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaveResponse {}
 /// One message of a stream.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeResponse {
@@ -1927,7 +1940,8 @@ pub mod observer_client {
             self
         }
         /// Streams live events. The first message is the Plan. The stream ends when the client leaves, when a limit of the request is
-        /// reached, or when the agent shuts down; in the last two cases the last message is a Heartbeat with the final books.
+        /// reached, when the agent shuts down, or when the caller may not listen any more; but for the first case, its last message is a Heartbeat with
+        /// the final books. One with a `resume_window` outlives its connection for that long.
         pub async fn subscribe(
             &mut self,
             request: impl tonic::IntoRequest<super::SubscribeRequest>,
@@ -1951,6 +1965,25 @@ pub mod observer_client {
             req.extensions_mut()
                 .insert(GrpcMethod::new("dinle.v1.Observer", "Subscribe"));
             self.inner.server_streaming(req, path, codec).await
+        }
+        /// Leaves a stream that could be resumed: the agent keeps it no longer. One that is gone already is left, too.
+        pub async fn leave(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LeaveRequest>,
+        ) -> std::result::Result<tonic::Response<super::LeaveResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/dinle.v1.Observer/Leave");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("dinle.v1.Observer", "Leave"));
+            self.inner.unary(req, path, codec).await
         }
         /// Answers what Subscribe would do with the same request, without attaching anything.
         pub async fn explain(

@@ -19,11 +19,20 @@ pub mod observer_server {
             + std::marker::Send
             + 'static;
         /// Streams live events. The first message is the Plan. The stream ends when the client leaves, when a limit of the request is
-        /// reached, or when the agent shuts down; in the last two cases the last message is a Heartbeat with the final books.
+        /// reached, when the agent shuts down, or when the caller may not listen any more; but for the first case, its last message is a Heartbeat with
+        /// the final books. One with a `resume_window` outlives its connection for that long.
         async fn subscribe(
             &self,
             request: tonic::Request<crate::v1::SubscribeRequest>,
         ) -> std::result::Result<tonic::Response<Self::SubscribeStream>, tonic::Status>;
+        /// Leaves a stream that could be resumed: the agent keeps it no longer. One that is gone already is left, too.
+        async fn leave(
+            &self,
+            request: tonic::Request<crate::v1::LeaveRequest>,
+        ) -> std::result::Result<
+            tonic::Response<crate::v1::LeaveResponse>,
+            tonic::Status,
+        >;
         /// Answers what Subscribe would do with the same request, without attaching anything.
         async fn explain(
             &self,
@@ -176,6 +185,51 @@ pub mod observer_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dinle.v1.Observer/Leave" => {
+                    #[allow(non_camel_case_types)]
+                    struct LeaveSvc<T: Observer>(pub Arc<T>);
+                    impl<
+                        T: Observer,
+                    > tonic::server::UnaryService<crate::v1::LeaveRequest>
+                    for LeaveSvc<T> {
+                        type Response = crate::v1::LeaveResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<crate::v1::LeaveRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Observer>::leave(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LeaveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
