@@ -107,6 +107,8 @@ pub enum Command {
 
 /// Name of the program as a plugin of kubectl, which finds it by this.
 const PLUGIN: &str = "kubectl-dinle";
+/// The only flag before a command that has a value.
+const COLOR: &str = "--color";
 
 /// The process's arguments. As a plugin of kubectl it asks the cluster unless it is told otherwise: `kubectl dinle watch` is
 /// `dinle watch --kube`.
@@ -114,16 +116,30 @@ pub fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = given.collect();
     let program = arguments.first().map(Path::new).and_then(Path::file_name);
     let is_plugin = program.is_some_and(|name| name == PLUGIN);
-    let named = arguments.get(1).and_then(|name| name.to_str());
-    let asks = named.is_some_and(Command::has_subcommand);
     let elsewhere = |argument: &OsString| {
         let text = argument.to_string_lossy();
         text == "--address" || text.starts_with("--address=")
     };
-    if is_plugin && asks && !arguments.iter().any(elsewhere) {
-        arguments.insert(2, "--kube".into());
+    if is_plugin
+        && !arguments.iter().any(elsewhere)
+        && let Some(at) = question(&arguments)
+    {
+        arguments.insert(at + 1, "--kube".into());
     }
     arguments
+}
+
+/// Where the name of a command is that asks agents. Flags that all commands have may come before it.
+fn question(arguments: &[OsString]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        let argument = arguments.get(at)?.to_str()?;
+        at += match argument {
+            COLOR => 2,
+            flag if flag.starts_with('-') => 1,
+            name => return Command::has_subcommand(name).then_some(at),
+        };
+    }
 }
 
 /// Runs a command with the process's own output. An error is one sentence for the user, and exit status 1.

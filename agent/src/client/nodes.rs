@@ -16,6 +16,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tokio_stream::{Stream, StreamExt as _};
+use tonic::Status;
 
 use super::{
     EXIT_PARTLY, Refused, Screen,
@@ -38,7 +39,7 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 const RELEASE: Duration = Duration::from_millis(100);
 /// Messages that wait for the printer. When there are more, agents keep them.
 const INBOX: usize = 256;
-/// How much later than the agents this client ends by itself.
+/// How much later than an agent should have ended its stream this client ends it by itself.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How often agents send their books where a number of events was asked for: with that many, the next books are waited for.
@@ -92,6 +93,12 @@ impl Wanted {
             Some(nodes) => nodes.borrow().value.clone(),
             None => self.agents.borrow().value.keys().cloned().collect(),
         }
+    }
+
+    /// Something that is asked for is there. What is no pod is on every node, also while the agent is not there.
+    fn matters(&self, name: &str) -> bool {
+        let nodes = self.nodes.as_ref();
+        nodes.is_none_or(|nodes| nodes.borrow().value.contains(name))
     }
 
     /// What keeps either from being up to date.
@@ -217,7 +224,30 @@ pub(super) fn in_context(
     selector
 }
 
-/// What a node's attendant tells.
+/// A moment by the clock of this machine, which may be set, and by one that may not.
+#[derive(Clone, Copy)]
+struct Moment {
+    wall: SystemTime,
+    clock: Instant,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self {
+            wall: SystemTime::now(),
+            clock: Instant::now(),
+        }
+    }
+}
+
+/// What a node's attendant tells, and when it knew.
+struct Told {
+    node: String,
+    at: Moment,
+    said: Said,
+}
+
+/// What becomes of its stream.
 enum Said {
     /// The stream began.
     Began,
@@ -236,10 +266,12 @@ enum Said {
 #[derive(Default)]
 struct Node {
     stream: Option<StreamId>,
+    /// When it came to matter, if it did not from the start.
+    came: Option<Instant>,
     /// When it was heard last.
-    last: Option<(SystemTime, Instant)>,
+    last: Option<Moment>,
     /// It was heard, and is not since then.
-    silent: Option<(SystemTime, Instant)>,
+    silent: Option<Moment>,
     /// Why it is not, as told last.
     why: String,
     over: bool,
@@ -279,115 +311,136 @@ pub(super) async fn listen(
         return Ok(code);
     }
     let mut stop = pin!(interrupted()?);
-    let wanted = tokio::select! {
+    let mut wanted = tokio::select! {
         () = &mut stop => return Ok(ExitCode::SUCCESS),
         wanted = Wanted::look(cluster, &selector) => wanted?,
     };
-    if wanted.names().is_empty() {
+    let first = wanted.names();
+    if first.is_empty() {
         screen.say("no pod matches now; what starts later is heard")?;
     }
+    let duration = bounds
+        .duration
+        .and_then(|duration| Duration::try_from(duration).ok());
+    let ends = duration.and_then(|duration| Instant::now().checked_add(duration));
+    let agents = wanted.agents.clone();
+    let attend = |node: String, first: bool, sender: mpsc::Sender<Told>| {
+        let attendant = Attendant {
+            cluster: cluster.clone(),
+            agents: agents.clone(),
+            request: request.clone(),
+            ends,
+            first,
+            out: Outbox { node, sender },
+        };
+        attendant.run()
+    };
     let mut listener = Listener {
         view: View::of_nodes(format, bounds.count),
+        ends,
+        first,
         nodes: BTreeMap::new(),
         faults: Vec::new(),
+        enough: None,
     };
-    let result = listener
-        .run(cluster, wanted, request, &bounds, screen, pokes, stop)
-        .await;
+    let result = listener.run(&mut wanted, attend, screen, pokes, stop).await;
     // What came before is told in any case.
     listener.view.release(true, screen)?;
     let balanced = listener.view.close(screen)?;
     result?;
-    let mut code = match balanced {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    };
-    for (name, node) in &listener.nodes {
-        let since = node.silent.map(|(since, _)| since);
+    let all_heard = all_heard(&listener.nodes, |name| wanted.matters(name), screen)?;
+    Ok(match (balanced, all_heard) {
+        (false, _) => ExitCode::FAILURE,
+        (true, false) => ExitCode::from(EXIT_PARTLY),
+        (true, true) => ExitCode::SUCCESS,
+    })
+}
+
+/// Tells which nodes are not heard at the end. Whether all that matter by then are.
+fn all_heard(
+    nodes: &BTreeMap<String, Node>,
+    matters: impl Fn(&str) -> bool,
+    screen: &mut Screen<'_>,
+) -> anyhow::Result<bool> {
+    let mut all = true;
+    for (name, node) in nodes {
+        let since = node.silent.map(|since| since.wall);
         if node.last.is_some() && since.is_none() {
             continue;
         }
-        if balanced {
-            code = ExitCode::from(EXIT_PARTLY);
-        }
-        let sentence = match since {
-            Some(since) => format!(
-                "{name}: not heard since {}: {}",
-                text::clock(Some(&since.into())),
-                node.why
-            ),
-            None => format!("{name}: never heard: {}", text::or_none(&node.why)),
+        let how = match since {
+            Some(since) => format!("not heard since {}", text::clock(Some(&since.into()))),
+            None => "never heard".to_owned(),
         };
-        screen.tell(Tone::Alarm, &sentence)?;
+        let why = text::or_none(&node.why);
+        if matters(name) {
+            all = false;
+            screen.tell(Tone::Alarm, &format!("{name}: {how}: {why}"))?;
+        } else {
+            // As when a node is taken out of the cluster.
+            screen.say(&format!(
+                "{name}: {how}: {why}; nothing that was asked for is there now"
+            ))?;
+        }
     }
-    Ok(code)
+    Ok(all)
 }
 
 struct Listener {
     view: View,
+    /// When streams that may only last so long are over, but for those to which the way was long.
+    ends: Option<Instant>,
+    /// Names of the nodes that mattered at the start.
+    first: BTreeSet<String>,
     nodes: BTreeMap<String, Node>,
     /// What keeps the lists from being up to date, as told last.
     faults: Vec<String>,
+    /// There are as many events as were asked for, and the books of the nodes are waited for until then.
+    enough: Option<Instant>,
 }
 
 impl Listener {
-    #[expect(clippy::too_many_arguments, reason = "called once")]
-    async fn run(
+    /// `attend` keeps the stream of a node going, which may have mattered from the first.
+    async fn run<A: Future<Output = ()> + Send + 'static>(
         &mut self,
-        cluster: &Cluster,
-        mut wanted: Wanted,
-        request: v1::SubscribeRequest,
-        bounds: &Bounds,
+        wanted: &mut Wanted,
+        attend: impl Fn(String, bool, mpsc::Sender<Told>) -> A,
         screen: &mut Screen<'_>,
         pokes: impl Stream<Item = Poke>,
         mut stop: impl Future<Output = ()> + Unpin,
     ) -> anyhow::Result<()> {
         let mut pokes = pin!(pokes);
-        let (sender, mut inbox) = mpsc::channel(INBOX);
+        let (sender, mut inbox) = mpsc::channel::<Told>(INBOX);
         // Ends them all when it is dropped.
         let mut attendants = JoinSet::new();
         let mut release = interval(RELEASE);
         release.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let duration = bounds
-            .duration
-            .and_then(|duration| Duration::try_from(duration).ok());
-        let deadline = duration.map(|duration| Instant::now() + duration + GRACE);
-        let mut deadline = pin!(async move {
-            match deadline {
-                Some(deadline) => sleep_until(deadline).await,
-                None => pending().await,
-            }
-        });
-        // There are as many events as were asked for, and the books of the nodes are waited for until then.
-        let mut enough = None;
-        let ended = loop {
-            if let Some(until) = enough {
+        loop {
+            if let Some(until) = self.enough {
                 let settled =
                     |node: &Node| node.stream.is_none_or(|stream| self.view.settled(stream));
                 if self.nodes.values().all(settled) || Instant::now() >= until {
-                    break Ok(());
+                    break;
                 }
             }
+            let over = self.ends.is_some_and(|ends| Instant::now() >= ends);
             for name in wanted.names() {
-                if self.nodes.contains_key(&name) {
+                if over || self.nodes.contains_key(&name) {
                     continue;
                 }
-                self.nodes.insert(name.clone(), Node::default());
-                let attendant = Attendant {
-                    cluster: cluster.clone(),
-                    agents: wanted.agents.clone(),
-                    request: request.clone(),
-                    out: sender.clone(),
-                    node: name,
+                let first = self.first.contains(&name);
+                let node = Node {
+                    came: (!first).then(Instant::now),
+                    ..Node::default()
                 };
-                attendants.spawn(attendant.run());
+                self.nodes.insert(name.clone(), node);
+                attendants.spawn(attend(name, first, sender.clone()));
             }
             tokio::select! {
-                () = &mut stop => break Ok(()),
-                () = &mut deadline => break Ok(()),
+                () = &mut stop => break,
                 Some(poke) = pokes.next() => {
                     if self.view.poke(poke, screen)?.is_some() {
-                        break Ok(());
+                        break;
                     }
                 }
                 () = wanted.changed() => {
@@ -397,56 +450,101 @@ impl Listener {
                     }
                     self.faults = faults;
                 }
-                Some((name, said)) = inbox.recv() => {
-                    // What comes after the books is not in them.
-                    let stream = self.nodes.get(&name).and_then(|node| node.stream);
-                    if enough.is_some() && stream.is_some_and(|stream| self.view.settled(stream)) {
-                        continue;
-                    }
-                    self.take(&name, said, screen)?;
-                    let mut nodes = self.nodes.values();
-                    if nodes.all(|node| node.over) {
-                        break Ok(());
-                    }
-                    let hopeless = |node: &Node| node.last.is_none() && !node.why.is_empty();
-                    if self.nodes.values().all(hopeless) {
-                        break Err(anyhow!("no node can be heard"));
+                Some(told) = inbox.recv() => {
+                    if self.hear(told, screen)? {
+                        break;
                     }
                 }
                 _ = release.tick() => {
-                    if self.view.release(false, screen)? {
-                        enough.get_or_insert(Instant::now() + SOON + GRACE);
+                    if self.release(&mut inbox, screen)? {
+                        break;
                     }
                 }
             }
-        };
+        }
         // What came already is told, and counts in the books.
         drop(attendants);
-        while let Ok((name, said)) = inbox.try_recv() {
-            if enough.is_none()
-                && let Said::Message(_) = said
+        while let Ok(told) = inbox.try_recv() {
+            if self.enough.is_none()
+                && let Said::Message(_) = told.said
             {
-                self.take(&name, said, screen)?;
+                self.take(told, screen)?;
             }
         }
-        ended
+        Ok(())
     }
 
-    fn take(&mut self, name: &str, said: Said, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+    /// Prints what is in order by now. Whether nothing more is to come.
+    fn release(
+        &mut self,
+        inbox: &mut mpsc::Receiver<Told>,
+        screen: &mut Screen<'_>,
+    ) -> anyhow::Result<bool> {
+        // While somebody who reads slowly kept this from going on, something came that may belong before what is due now.
+        for _ in 0..INBOX {
+            let Ok(told) = inbox.try_recv() else { break };
+            if self.hear(told, screen)? {
+                return Ok(true);
+            }
+        }
+        if self.view.release(false, screen)? {
+            self.enough.get_or_insert(Instant::now() + SOON + GRACE);
+        }
+        // A stream that goes on ends by itself, with its last books. Who has none by now is not waited for.
+        let over = self.ends.map(|ends| Instant::now().duration_since(ends));
+        let going = self.nodes.values().any(|node| node.stream.is_some());
+        Ok(over.is_some_and(|over| over >= GRACE) && !going)
+    }
+
+    /// Takes what an attendant tells. Whether nothing more is to come.
+    fn hear(&mut self, told: Told, screen: &mut Screen<'_>) -> anyhow::Result<bool> {
+        // What comes after the books is not in them.
+        let stream = self.nodes.get(&told.node).and_then(|node| node.stream);
+        if self.enough.is_some() && stream.is_some_and(|stream| self.view.settled(stream)) {
+            return Ok(false);
+        }
+        self.take(told, screen)?;
+        if self.hopeless() {
+            anyhow::bail!("no node can be heard");
+        }
+        Ok(self.nodes.values().all(|node| node.over))
+    }
+
+    /// None of the nodes that mattered at the start can be heard, nor was any other. Whoever waits for what starts later, or for an agent
+    /// that was heard before, is told and waits on.
+    fn hopeless(&self) -> bool {
+        let begun = self.nodes.values().any(|node| node.last.is_some());
+        let lacking = |name| {
+            let node = self.nodes.get(name);
+            node.is_some_and(|node| !node.why.is_empty())
+        };
+        !begun && !self.first.is_empty() && self.first.iter().all(lacking)
+    }
+
+    fn take(&mut self, told: Told, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+        let Told {
+            node: name,
+            at,
+            said,
+        } = told;
         let Self { view, nodes, .. } = self;
-        let Some(node) = nodes.get_mut(name) else {
+        let Some(node) = nodes.get_mut(&name) else {
             return Ok(());
         };
-        let now = Some((SystemTime::now(), Instant::now()));
         match said {
             Said::Began => {
-                node.stream = Some(view.stream(name));
-                node.last = now;
-                if let Some((since, clock)) = node.silent.take() {
+                node.stream = Some(view.stream(&name));
+                node.last = Some(at);
+                if let Some(since) = node.silent.take() {
                     screen.say(&format!(
                         "{name}: heard again; what happened there in the {:.1} s since {} is not told",
-                        clock.elapsed().as_secs_f64(),
-                        text::clock(Some(&since.into())),
+                        (at.clock - since.clock).as_secs_f64(),
+                        text::clock(Some(&since.wall.into())),
+                    ))?;
+                } else if let Some(came) = node.came {
+                    screen.say(&format!(
+                        "{name}: heard from now on, {:.1} s after it came to matter",
+                        (at.clock - came).as_secs_f64()
                     ))?;
                 } else if !node.why.is_empty() {
                     screen.say(&format!("{name}: heard from now on"))?;
@@ -454,10 +552,10 @@ impl Listener {
                 node.why.clear();
             }
             Said::Message(message) => {
-                node.last = now;
+                node.last = Some(at);
                 if let Some(stream) = node.stream {
                     // How it ends is what its attendant tells.
-                    view.message(stream, *message, screen)?;
+                    view.message(stream, at.clock, *message, screen)?;
                 }
             }
             Said::Broke(why) => {
@@ -490,30 +588,111 @@ impl Listener {
     }
 }
 
+/// The request for a stream that begins now. `None` if there is no time left.
+///
+/// One that is to be `whole` takes as long as was asked for, however long the way to the agent was: the agent counts from its own beginning,
+/// and its last books and snapshot come at the end. Others end when it is time.
+fn lasting(
+    request: &v1::SubscribeRequest,
+    ends: Option<Instant>,
+    whole: bool,
+) -> Option<v1::SubscribeRequest> {
+    let mut request = request.clone();
+    if let Some(ends) = ends
+        && !whole
+    {
+        let left = ends.duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        request.max_duration = prost_types::Duration::try_from(left).ok();
+    }
+    Some(request)
+}
+
+/// Where it is told what becomes of a node's stream.
+struct Outbox {
+    node: String,
+    sender: mpsc::Sender<Told>,
+}
+
+impl Outbox {
+    async fn say(&self, said: Said) {
+        // It may be a while until somebody takes it.
+        let told = Told {
+            node: self.node.clone(),
+            at: Moment::now(),
+            said,
+        };
+        // Whoever listened has ended, and ends this.
+        _ = self.sender.send(told).await;
+    }
+
+    /// Passes messages on until the stream ends; at the latest then, if nothing more is there.
+    async fn pass(
+        &self,
+        messages: impl Stream<Item = Result<v1::SubscribeResponse, Status>>,
+        until: Option<Instant>,
+    ) -> Ending {
+        let mut messages = pin!(messages);
+        loop {
+            let over = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => pending().await,
+                }
+            };
+            let next = tokio::select! {
+                biased;
+                next = timeout(SILENCE_MAX, messages.next()) => next,
+                () = over => return Ending::Interrupted,
+            };
+            let response = match next {
+                Err(_) => return Ending::Silence,
+                Ok(None) => return Ending::Unfinished,
+                Ok(Some(Err(status))) => return Ending::Failed(status),
+                Ok(Some(Ok(response))) => response,
+            };
+            let end = match &response.message {
+                Some(Message::Heartbeat(heartbeat)) => heartbeat.end,
+                _ => 0,
+            };
+            self.say(Said::Message(Box::new(response))).await;
+            if end != v1::EndReason::Unspecified as i32 && end != v1::EndReason::Permission as i32 {
+                return Ending::Agent(v1::EndReason::try_from(end).map_err(|_| end));
+            }
+        }
+    }
+}
+
 /// Keeps the stream of one node going.
 struct Attendant {
     cluster: Cluster,
     agents: Agents,
     request: v1::SubscribeRequest,
-    out: mpsc::Sender<(String, Said)>,
-    node: String,
+    ends: Option<Instant>,
+    /// The node matters from the start.
+    first: bool,
+    out: Outbox,
 }
 
 impl Attendant {
     async fn run(mut self) {
         let mut delay = RETRY;
+        let mut whole = self.first;
         loop {
             let before: Option<Agent> = self.agent();
-            match reach(&self.cluster, &self.node, &self.agents).await {
-                Ok(client) => match self.attend(client, &mut delay).await {
+            match reach(&self.cluster, &self.out.node, &self.agents).await {
+                Ok(client) => match self.attend(client, whole, &mut delay).await {
                     Ok(()) => return,
-                    Err(why) => self.say(why).await,
+                    Err(why) => self.out.say(why).await,
                 },
-                Err(why) => self.say(Said::Lacking(why)).await,
+                Err(why) => self.out.say(Said::Lacking(why)).await,
             }
+            whole = false;
             // An agent that comes is worth a try at once.
             let mut agents = self.agents.clone();
-            let node = &self.node;
+            let node = &self.out.node;
             let another = agents.wait_for(|known| known.value.get(node) != before.as_ref());
             tokio::select! {
                 () = sleep(delay) => {}
@@ -527,48 +706,40 @@ impl Attendant {
         self.agents
             .borrow_and_update()
             .value
-            .get(&self.node)
+            .get(&self.out.node)
             .cloned()
     }
 
-    async fn say(&self, said: Said) {
-        // Whoever listened has ended, and ends this.
-        _ = self.out.send((self.node.clone(), said)).await;
-    }
-
     /// Passes a stream on until it ends. `Ok` if that is for good.
-    async fn attend(&self, mut client: Client, delay: &mut Duration) -> Result<(), Said> {
-        let place = Place::On(self.node.clone());
-        let subscribed = answer(&place, client.subscribe(self.request.clone())).await;
-        let mut messages = match subscribed {
+    async fn attend(
+        &self,
+        mut client: Client,
+        whole: bool,
+        delay: &mut Duration,
+    ) -> Result<(), Said> {
+        let place = Place::On(self.out.node.clone());
+        let Some(request) = lasting(&self.request, self.ends, whole) else {
+            return Ok(());
+        };
+        let lasts = request
+            .max_duration
+            .and_then(|lasts| Duration::try_from(lasts).ok());
+        let subscribed = answer(&place, client.subscribe(request)).await;
+        let messages = match subscribed {
             Ok(messages) => messages,
             Err(error) if error.is::<Refused>() => {
-                self.say(Said::Refused(error)).await;
+                self.out.say(Said::Refused(error)).await;
                 return Ok(());
             }
             Err(error) => return Err(Said::Lacking(format!("{error:#}"))),
         };
-        self.say(Said::Began).await;
+        let until = lasts.and_then(|lasts| Instant::now().checked_add(lasts.saturating_add(GRACE)));
+        self.out.say(Said::Began).await;
         *delay = RETRY;
-        let ending = loop {
-            let response = match timeout(SILENCE_MAX, messages.next()).await {
-                Err(_) => break Ending::Silence,
-                Ok(None) => break Ending::Unfinished,
-                Ok(Some(Err(status))) => break Ending::Failed(status),
-                Ok(Some(Ok(response))) => response,
-            };
-            let end = match &response.message {
-                Some(Message::Heartbeat(heartbeat)) => heartbeat.end,
-                _ => 0,
-            };
-            self.say(Said::Message(Box::new(response))).await;
-            if end != v1::EndReason::Unspecified as i32 && end != v1::EndReason::Permission as i32 {
-                break Ending::Agent(v1::EndReason::try_from(end).map_err(|_| end));
-            }
-        };
+        let ending = self.out.pass(messages, until).await;
         match ending.error(&place) {
             None => {
-                self.say(Said::Over).await;
+                self.out.say(Said::Over).await;
                 Ok(())
             }
             Some(error) => Err(Said::Broke(format!("{error:#}"))),
@@ -579,22 +750,296 @@ impl Attendant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::json::Json;
+    use crate::client::{json::Json, look::Look};
+
+    /// Knows these nodes, of which the first ones mattered at the start.
+    fn listener(first: &[&str], later: &[&str]) -> anyhow::Result<Listener> {
+        let names =
+            |names: &[&str]| -> Vec<String> { names.iter().map(|&n| n.to_owned()).collect() };
+        let node = |came| Node {
+            came,
+            ..Node::default()
+        };
+        let nodes = names(first).into_iter().map(|name| (name, node(None)));
+        let now = Some(Instant::now());
+        let later = names(later).into_iter().map(|name| (name, node(now)));
+        Ok(Listener {
+            view: View::of_nodes(Format::Json(Json::of("Event")?), None),
+            ends: None,
+            first: names(first).into_iter().collect(),
+            nodes: nodes.chain(later).collect(),
+            faults: Vec::new(),
+            enough: None,
+        })
+    }
+
+    fn told(node: &str, said: Said) -> Told {
+        Told {
+            node: node.to_owned(),
+            at: Moment::now(),
+            said,
+        }
+    }
+
+    fn screen<'a>(out: &'a mut Vec<u8>, err: &'a mut Vec<u8>) -> Screen<'a> {
+        Screen {
+            look: Look::default(),
+            err_colored: false,
+            out,
+            err,
+        }
+    }
+
+    #[test]
+    fn without_hope_are_only_those_who_mattered_at_the_start() -> anyhow::Result<()> {
+        let lacking = || Said::Lacking("its agent is not ready".to_owned());
+        let table: [(&[&str], &[&str], Vec<(&str, Said)>, bool); 6] = [
+            (&["n1"], &[], vec![("n1", lacking())], true),
+            (&["n1", "n2"], &[], vec![("n1", lacking())], false),
+            (
+                &["n1", "n2"],
+                &[],
+                vec![("n1", lacking()), ("n2", lacking())],
+                true,
+            ),
+            // No pod matched at the start: what comes later is waited for.
+            (&[], &["n1"], vec![("n1", lacking())], false),
+            // Its agent is replaced, or another node's is heard.
+            (
+                &["n1"],
+                &[],
+                vec![
+                    ("n1", Said::Began),
+                    ("n1", Said::Broke("gone".to_owned())),
+                    ("n1", lacking()),
+                ],
+                false,
+            ),
+            (
+                &["n1"],
+                &["n2"],
+                vec![("n2", Said::Began), ("n1", lacking())],
+                false,
+            ),
+        ];
+        for (number, (first, later, story, hopeless)) in table.into_iter().enumerate() {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let mut listener = listener(first, later)?;
+            for (name, said) in story {
+                listener.take(told(name, said), &mut screen(&mut out, &mut err))?;
+            }
+            assert_eq!(listener.hopeless(), hopeless, "row {number}");
+        }
+        Ok(())
+    }
+
+    /// Events that happened at these seconds, from number 1 on.
+    fn batch(seconds: &[i64]) -> Said {
+        let event = |seconds: &i64| v1::Event {
+            time: Some(prost_types::Timestamp {
+                seconds: *seconds,
+                nanos: 0,
+            }),
+            ..v1::Event::default()
+        };
+        let batch = v1::EventBatch {
+            first_sequence: 1,
+            events: seconds.iter().map(event).collect(),
+        };
+        let message = Some(Message::Batch(batch));
+        Said::Message(Box::new(v1::SubscribeResponse { message }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_came_while_a_write_was_stuck_is_in_order_too() -> anyhow::Result<()> {
+        let mut listener = listener(&["n1", "n2"], &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let (sender, mut inbox) = mpsc::channel(INBOX);
+        let mut heard = screen(&mut out, &mut err);
+        for node in ["n1", "n2"] {
+            listener.hear(told(node, Said::Began), &mut heard)?;
+        }
+        listener.hear(told("n1", batch(&[2, 4])), &mut heard)?;
+        // It cannot be taken, since the output is not.
+        sender.try_send(told("n2", batch(&[1, 3])))?;
+        tokio::time::advance(crate::client::order::HELD).await;
+        assert!(!listener.release(&mut inbox, &mut heard)?);
+        let second = |second: u8| format!(r#"{{"time":"1970-01-01T00:00:0{second}Z"}}"#);
+        let expected = [1, 2, 3, 4].map(second).join("\n") + "\n";
+        assert_eq!(String::from_utf8(out)?, expected);
+        Ok(())
+    }
+
+    /// These nodes matter, and no others will.
+    fn wanted(names: &[&str]) -> Wanted {
+        let known = Known {
+            synced: true,
+            fault: None,
+            value: names.iter().map(|&name| name.to_owned()).collect(),
+        };
+        Wanted {
+            agents: tokio::sync::watch::channel(Known::default()).1,
+            nodes: Some(tokio::sync::watch::channel(known).1),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_node_has_its_time_from_its_own_beginning() -> anyhow::Result<()> {
+        const DURATION: Duration = Duration::from_secs(5);
+        const DIALS: Duration = Duration::from_secs(4);
+        let began = Instant::now();
+        let names = ["at-once", "late", "never"];
+        let mut listener = Listener {
+            ends: Some(began + DURATION),
+            nodes: BTreeMap::new(),
+            ..listener(&names, &[])?
+        };
+        let attend = |node: String, first: bool, sender: mpsc::Sender<Told>| async move {
+            assert!(first, "{node} mattered from the start");
+            let out = Outbox { node, sender };
+            match out.node.as_str() {
+                "at-once" => {}
+                "late" => sleep(DIALS).await,
+                _ => pending().await,
+            }
+            out.say(Said::Began).await;
+            sleep(DURATION).await;
+            out.say(batch(&[1])).await;
+            out.say(Said::Over).await;
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        let (pokes, stop) = (tokio_stream::pending(), pending());
+        listener
+            .run(&mut wanted(&names), attend, &mut heard, pokes, stop)
+            .await?;
+        let took = began.elapsed();
+        assert!(
+            took >= DIALS + DURATION && took < DIALS + DURATION + RELEASE * 2,
+            "{took:?}"
+        );
+        listener.view.release(true, &mut heard)?;
+        assert_eq!(
+            String::from_utf8(out)?.lines().count(),
+            2,
+            "an event of each"
+        );
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_does_not_end_is_left() {
+        let (sender, _inbox) = mpsc::channel(INBOX);
+        let out = Outbox {
+            node: "n1".to_owned(),
+            sender,
+        };
+        let began = Instant::now();
+        let lasts = Duration::from_secs(5);
+        let ending = out.pass(tokio_stream::pending(), Some(began + lasts)).await;
+        assert!(matches!(ending, Ending::Interrupted));
+        assert_eq!(began.elapsed(), lasts);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_first_streams_are_whole() {
+        let asked = Duration::from_secs(10);
+        let request = v1::SubscribeRequest {
+            max_duration: prost_types::Duration::try_from(asked).ok(),
+            ..v1::SubscribeRequest::default()
+        };
+        let ends = Some(Instant::now() + asked);
+        let lasts = |whole| {
+            let request = lasting(&request, ends, whole)?;
+            Duration::try_from(request.max_duration?).ok()
+        };
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert_eq!(lasts(true), Some(asked));
+        assert_eq!(lasts(false), Some(Duration::from_secs(6)));
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert_eq!(lasts(false), None, "an agent would take 0 for a mistake");
+        let endless = v1::SubscribeRequest::default();
+        assert_eq!(lasting(&endless, None, false), Some(endless));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn how_long_a_node_was_not_heard_that_came_later_is_told() -> anyhow::Result<()> {
+        let mut listener = listener(&[], &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        let (known, nodes) = tokio::sync::watch::channel(Known::default());
+        let mut wanted = Wanted {
+            nodes: Some(nodes),
+            ..wanted(&[])
+        };
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(60)).await;
+            known.send_modify(|known| _ = known.value.insert("n1".to_owned()));
+            pending::<()>().await;
+        });
+        let attend = |node: String, first: bool, sender: mpsc::Sender<Told>| async move {
+            assert!(!first, "{node} came later");
+            let out = Outbox { node, sender };
+            out.say(Said::Lacking("not ready".to_owned())).await;
+            sleep(Duration::from_millis(2300)).await;
+            out.say(Said::Began).await;
+            out.say(Said::Over).await;
+        };
+        let (pokes, stop) = (tokio_stream::pending(), pending());
+        listener
+            .run(&mut wanted, attend, &mut heard, pokes, stop)
+            .await?;
+        assert_eq!(
+            String::from_utf8(err)?,
+            "n1: not heard: not ready\nn1: heard from now on, 2.3 s after it came to matter\n"
+        );
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_that_matter_no_more_need_not_be_heard() -> anyhow::Result<()> {
+        let mut listener = listener(&["never", "silent", "fine"], &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        let story = [
+            ("never", Said::Lacking("no agent runs there".to_owned())),
+            ("silent", Said::Began),
+            ("silent", Said::Broke("gone".to_owned())),
+            ("fine", Said::Began),
+        ];
+        for (node, said) in story {
+            listener.take(told(node, said), &mut heard)?;
+        }
+        let every_node = Wanted {
+            nodes: None,
+            ..wanted(&[])
+        };
+        for (wanted, matter) in [
+            (wanted(&["fine"]), [false, false]),
+            (wanted(&["fine", "never"]), [true, false]),
+            (wanted(&["silent"]), [false, true]),
+            (every_node, [true, true]),
+        ] {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let matters = |name: &str| wanted.matters(name);
+            let all = all_heard(&listener.nodes, matters, &mut screen(&mut out, &mut err))?;
+            assert_eq!(all, matter == [false, false], "{matter:?}");
+            let said = String::from_utf8(err)?;
+            let lines: Vec<_> = said.lines().collect();
+            assert_eq!(lines.len(), 2, "each is told of: {lines:?}");
+            for ((name, matters), line) in ["never", "silent"].into_iter().zip(matter).zip(lines) {
+                let gone = line.ends_with("; nothing that was asked for is there now");
+                assert!(line.starts_with(name) && gone != matters, "{line}");
+            }
+        }
+        Ok(())
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_gap_begins_with_the_last_message() -> anyhow::Result<()> {
-        let mut listener = Listener {
-            view: View::of_nodes(Format::Json(Json::of("Event")?), None),
-            nodes: BTreeMap::from([("n1".to_owned(), Node::default())]),
-            faults: Vec::new(),
-        };
+        let mut listener = listener(&["n1"], &[])?;
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut screen = Screen {
-            look: crate::client::look::Look::default(),
-            err_colored: false,
-            out: &mut out,
-            err: &mut err,
-        };
+        let mut screen = screen(&mut out, &mut err);
         let message = || Said::Message(Box::default());
         let story = [
             (1, Said::Began),
@@ -607,7 +1052,7 @@ mod tests {
         ];
         for (seconds, said) in story {
             tokio::time::advance(Duration::from_secs(seconds)).await;
-            listener.take("n1", said, &mut screen)?;
+            listener.take(told("n1", said), &mut screen)?;
         }
         let said = String::from_utf8(err)?;
         let lines: Vec<&str> = said.lines().collect();

@@ -28,6 +28,19 @@ fn as_a_plugin_of_kubectl_it_asks_the_cluster() {
             "/usr/bin/kubectl-dinle watch --kube -A",
         ),
         ("kubectl-dinle tcplife", "kubectl-dinle tcplife --kube"),
+        // Flags of all commands come before the command, too.
+        (
+            "kubectl-dinle --no-color watch -A",
+            "kubectl-dinle --no-color watch --kube -A",
+        ),
+        (
+            "kubectl-dinle --color never top disk",
+            "kubectl-dinle --color never top --kube disk",
+        ),
+        (
+            "kubectl-dinle --color=never status",
+            "kubectl-dinle --color=never status --kube",
+        ),
         // Not to a cluster, or not a question at all.
         (
             "kubectl-dinle watch --address n1",
@@ -38,6 +51,9 @@ fn as_a_plugin_of_kubectl_it_asks_the_cluster() {
             "kubectl-dinle watch --address=n1",
         ),
         ("kubectl-dinle version", "kubectl-dinle version"),
+        ("kubectl-dinle help watch", "kubectl-dinle help watch"),
+        ("kubectl-dinle --color watch", "kubectl-dinle --color watch"),
+        ("kubectl-dinle --no-color", "kubectl-dinle --no-color"),
         ("kubectl-dinle", "kubectl-dinle"),
         ("dinle watch", "dinle watch"),
     ];

@@ -45,8 +45,10 @@ pub(super) fn nodes(
 ) -> Nodes {
     let config = || watcher::Config::default().labels(labels);
     let place = |name: &str| format!("namespace {name}");
+    // One that is named twice is one place, with one list.
+    let namespaces: BTreeSet<&String> = namespaces.iter().collect();
     let mut watched: Vec<(Api<k8s::Pod>, String)> = namespaces
-        .iter()
+        .into_iter()
         .map(|name| (Api::namespaced(client.clone(), name), place(name)))
         .collect();
     if watched.is_empty() {
@@ -236,10 +238,13 @@ fn of_selected(pods: &HashMap<String, k8s::Pod>, selector: &Selector) -> BTreeSe
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use kube::core::Status;
-    use tokio::sync::mpsc;
+    use tokio::{sync::mpsc, time::timeout};
     use tokio_stream::wrappers::UnboundedReceiverStream;
+    use tower_test::mock::pair;
 
     fn pod(name: &str, node: &str, phase: &str) -> k8s::Pod {
         serde_json::from_value(serde_json::json!({
@@ -299,6 +304,40 @@ mod tests {
         ]);
         let nodes = of_selected(&pods, &selector.expect("a selector"));
         assert_eq!(nodes, ["a", "b"].map(str::to_owned).into());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_that_is_named_twice_is_listed_once() {
+        let (service, mut server) =
+            pair::<http::Request<kube::client::Body>, http::Response<axum::body::Body>>();
+        let namespaces = ["shop", "bank", "shop"].map(str::to_owned);
+        let selector = Selector::parse(None).expect("a selector");
+        let mut known = nodes(Client::new(service, "default"), &namespaces, "", selector);
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Some((request, answer)) = server.next_request().await {
+                if request.uri().query().unwrap_or_default().contains("watch=") {
+                    open.push(answer);
+                    continue;
+                }
+                let (_, namespace) = request.uri().path().split_at("/api/v1/namespaces/".len());
+                let name = format!("of-{}", namespace.trim_end_matches("/pods"));
+                let list = serde_json::json!({
+                    "kind": "PodList",
+                    "apiVersion": "v1",
+                    "metadata": { "resourceVersion": "1" },
+                    "items": [pod(&name, &name, "Running")],
+                });
+                answer.send_response(http::Response::new(list.to_string().into()));
+            }
+        });
+        let listed = known.wait_for(|known| known.synced);
+        let listed = timeout(Duration::from_secs(1), listed).await;
+        let listed = listed.expect("all lists are in").expect("followed").clone();
+        assert_eq!(
+            listed.value,
+            ["of-bank", "of-shop"].map(str::to_owned).into()
+        );
     }
 
     type Told = (String, watcher::Result<Event<k8s::Pod>>);
