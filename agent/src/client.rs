@@ -7,6 +7,7 @@ mod complete;
 mod connect;
 mod connection;
 mod json;
+mod lasting;
 mod look;
 mod nodes;
 mod order;

@@ -127,9 +127,7 @@ impl Streams {
         let stream = self.lock().get(stream_id).cloned();
         if let Some(stream) = stream.filter(|stream| stream.is_of(token, caller)) {
             // Its connection lets go of it.
-            stream
-                .connection
-                .send_modify(|connection| *connection += 1);
+            stream.connection.send_modify(|connection| *connection += 1);
             self.end(*stream_id, &stream).await;
         }
     }

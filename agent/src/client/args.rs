@@ -1,5 +1,7 @@
 //! Arguments that several commands share, and what they become in a request.
 
+use std::time::Duration;
+
 use clap::ValueEnum;
 use dinle_proto::v1;
 
@@ -196,6 +198,9 @@ pub(super) struct Bounds {
     /// Events a second at most; those beyond are lost, and told [default: the agent's limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate_limit: Option<u32>,
+    /// Try for so long to go on when the connection breaks, and have the agent keep what happens meanwhile, for 60s at most; 0s: end
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(super) reconnect: Duration,
     /// Print what the agent would do, and end [default: no]
     #[arg(long)]
     pub(super) explain: bool,
@@ -209,6 +214,7 @@ impl Bounds {
             count,
             queue_bytes,
             rate_limit,
+            reconnect: _,
             explain: _,
         } = self;
         request.max_duration = *duration;

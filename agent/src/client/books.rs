@@ -6,6 +6,12 @@ use dinle_proto::v1;
 
 use super::text;
 
+/// Stages at which events have their numbers already.
+const NUMBERED: [i32; 2] = [
+    v1::LossStage::ClientQueue as i32,
+    v1::LossStage::Connection as i32,
+];
+
 /// Counts what a stream brings, and checks every heartbeat's books against it.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
@@ -68,12 +74,12 @@ impl Ledger {
         let queue_losses: u64 = books
             .iter()
             .flat_map(|books| &books.lost)
-            .filter(|lost| lost.stage == v1::LossStage::ClientQueue as i32)
+            .filter(|lost| NUMBERED.contains(&lost.stage))
             .map(|lost| lost.count)
             .sum();
         if self.missing > queue_losses {
             self.contradict(format!(
-                "{} event numbers are missing, but the agent's books say that its queue lost {queue_losses}",
+                "{} event numbers are missing, but the agent's books say that its queue and the connection lost {queue_losses}",
                 self.missing
             ));
         }
@@ -419,7 +425,7 @@ mod tests {
                     let booked = [(LossStage::ClientQueue, 1)];
                     ledger.heartbeat(&heartbeat(&[books(Kind::Exec, 2, 1, 0, &booked)]));
                 },
-                "2 event numbers are missing, but the agent's books say that its queue lost 1",
+                "2 event numbers are missing, but the agent's books say that its queue and the connection lost 1",
             ),
             (
                 |ledger| {

@@ -93,7 +93,7 @@ impl Lasting {
             Ending::Unfinished | Ending::Silence => true,
             Ending::Failed(status) => is_broken(status),
             Ending::Agent(Ok(v1::EndReason::Shutdown)) => true,
-            Ending::Agent(_) | Ending::Interrupted => false,
+            Ending::Agent(_) | Ending::Interrupted | Ending::Lost(_) => false,
         };
         broke && !self.patience.is_zero()
     }
@@ -133,7 +133,10 @@ impl Lasting {
         if rest.max_events > 0 {
             rest.max_events = rest.max_events.saturating_sub(self.events).max(1);
         }
-        if let Some(whole) = rest.max_duration.and_then(|time| Duration::try_from(time).ok()) {
+        if let Some(whole) = rest
+            .max_duration
+            .and_then(|time| Duration::try_from(time).ok())
+        {
             let left = whole.saturating_sub(self.began.elapsed());
             let left = left.max(Duration::from_millis(1));
             rest.max_duration = prost_types::Duration::try_from(left).ok();
@@ -158,7 +161,12 @@ pub(super) fn next_delay(delay: Option<Duration>) -> Duration {
 /// The connection failed, and not what was asked for.
 pub(super) fn is_broken(status: &Status) -> bool {
     use std::error::Error as _;
-    let codes = [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled];
+    let codes = [
+        Code::Unavailable,
+        Code::Unknown,
+        Code::Internal,
+        Code::Cancelled,
+    ];
     status.source().is_some() || codes.contains(&status.code())
 }
 

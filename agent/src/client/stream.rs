@@ -103,6 +103,8 @@ struct Heard {
     notes: Vec<String>,
     /// It is over.
     over: bool,
+    /// The books of a stream before it did not balance.
+    wrong_before: bool,
 }
 
 /// Number of a stream in a [`View`].
@@ -120,6 +122,8 @@ pub(super) enum Ending {
     Failed(Status),
     /// Nothing came for [`SILENCE_MAX`].
     Silence,
+    /// The connection broke, and there was no other one for so long.
+    Lost(Duration),
 }
 
 /// Prints messages until the stream is over. `pokes` are for the printer.
@@ -195,6 +199,19 @@ impl View {
         self.streams[stream].ledger.settled()
     }
 
+    /// Another stream takes the place of the only one, whose books are told.
+    pub(super) fn begin_anew(&mut self, screen: &mut Screen<'_>) -> io::Result<()> {
+        let before = std::mem::take(&mut self.streams[0]);
+        screen.say(&before.ledger.summary())?;
+        self.streams[0] = Heard {
+            node: before.node,
+            names: before.names,
+            wrong_before: before.wrong_before || before.ledger.wrong().is_some(),
+            ..Heard::default()
+        };
+        Ok(())
+    }
+
     /// Nothing more comes from that one.
     pub(super) fn over(&mut self, stream: StreamId) {
         self.streams[stream].over = true;
@@ -225,7 +242,11 @@ impl View {
                 for workload in &plan.workloads {
                     heard.name(workload);
                 }
+                // What holds was told when it began.
                 for (tone, warning) in pages::warnings(&plan) {
+                    if plan.resumed {
+                        break;
+                    }
                     heard.tell(tone, &warning, several, screen)?;
                 }
                 if let Format::Table(table) = &mut self.format
@@ -389,7 +410,7 @@ impl View {
                 heard.tell(Tone::Alarm, &books::contradiction(wrong), several, screen)?;
             }
         }
-        let wrong = |heard: &Heard| heard.ledger.wrong().is_some();
+        let wrong = |heard: &Heard| heard.wrong_before || heard.ledger.wrong().is_some();
         Ok(!self.streams.iter().any(wrong))
     }
 
@@ -413,7 +434,7 @@ impl View {
 
 impl Ending {
     /// What is wrong with it; `None` if it is as was asked for.
-    pub(super) fn error(self, place: &Place) -> Option<anyhow::Error> {
+    pub(super) fn error(&self, place: &Place) -> Option<anyhow::Error> {
         Some(match self {
             Self::Interrupted
             | Self::Agent(Ok(v1::EndReason::MaxEvents | v1::EndReason::MaxDuration)) => {
@@ -430,7 +451,11 @@ impl Ending {
             Self::Agent(Err(reason)) => {
                 anyhow!("{place} ended the stream for reason {reason}, which a newer dinle knows")
             }
-            Self::Failed(status) => failure(place, &status),
+            Self::Failed(status) => failure(place, status),
+            Self::Lost(patience) => anyhow!(
+                "{place} could not be reached again for {} s (--reconnect)",
+                patience.as_secs()
+            ),
             Self::Silence => anyhow!(
                 "no sign of life from the agent for {} s ({} heartbeats missed)",
                 SILENCE_MAX.as_secs(),

@@ -1,9 +1,12 @@
 //! `dinle watch` and `dinle execsnoop`: one stream, until somebody ends it.
 
-use std::process::ExitCode;
+use std::{pin::pin, process::ExitCode};
 
 use dinle_proto::v1;
+use futures::StreamExt as _;
+use tokio::time::{Instant, sleep};
 use tokio_stream::Stream;
+use tonic::{Status, Streaming};
 
 use super::{
     Refused, Screen,
@@ -12,10 +15,12 @@ use super::{
     connect::{Client, HEARTBEAT, Place, answer, connect},
     connection::{Connection, Reach},
     json::Json,
+    lasting::{Again, Lasting, is_broken, next_delay},
+    look::Tone,
     nodes,
     output::{self, Output, parse_output},
     pages,
-    stream::{Format, View, follow, interrupted},
+    stream::{Ending, Format, View, follow, interrupted},
     top::Poke,
 };
 
@@ -306,10 +311,88 @@ pub(super) async fn listen_and(
     }
     // Before the stream, so that no interruption is missed.
     let stop = interrupted()?;
-    let messages = answer(&place, client.subscribe(request)).await?;
+    let mut stop = pin!(stop);
+    let mut pokes = pin!(pokes);
     let mut view = View::new(format);
-    let ending = follow(messages, stop, pokes, &mut view, screen).await?;
+    let mut lasting = Lasting::new(request, bounds.reconnect);
+    let mut messages = lasting.begin(&mut client, &place).await?;
+    let ending = loop {
+        let noted = messages.inspect(|message| {
+            if let Ok(message) = message {
+                lasting.note(message);
+            }
+        });
+        let ending = follow(noted, &mut stop, &mut pokes, &mut view, screen).await;
+        // It may be the output that has ended.
+        let ending = match ending {
+            Ok(ending) => ending,
+            Err(error) => {
+                lasting.leave(&mut client).await;
+                return Err(error);
+            }
+        };
+        if !lasting.may_go_on(&ending) {
+            break ending;
+        }
+        let broke = Instant::now();
+        let why = ending.error(&place);
+        let why = why.map_or_else(String::new, |why| format!("{why:#}"));
+        screen.tell(Tone::Alarm, &format!("{why}; trying again"))?;
+        let again = tokio::select! {
+            () = &mut stop => break Ending::Interrupted,
+            again = reconnected(&mut lasting, &place, broke) => again,
+        };
+        let again = match again {
+            Ok(Some((again, other, connection))) => {
+                (messages, client) = (other, connection);
+                again
+            }
+            Ok(None) => break Ending::Lost(lasting.patience()),
+            Err(status) => break Ending::Failed(status),
+        };
+        let seconds = broke.elapsed().as_secs_f64();
+        match again {
+            Again::Resumed => screen.say(&format!(
+                "connected again after {seconds:.1} s: what happened meanwhile comes now, or is told as lost"
+            ))?,
+            Again::Anew(why) => {
+                view.begin_anew(screen)?;
+                screen.tell(
+                    Tone::Alarm,
+                    &format!("connected again after {seconds:.1} s, but what happened meanwhile is not told: {why}"),
+                )?;
+            }
+        }
+    };
+    lasting.leave(&mut client).await;
     view.finish(ending, &place, screen)
+}
+
+/// Another connection, and what comes of it; `None` if it took too long.
+async fn reconnected(
+    lasting: &mut Lasting,
+    place: &Place,
+    broke: Instant,
+) -> Result<Option<(Again, Streaming<v1::SubscribeResponse>, Client)>, Status> {
+    let Place::At(agent) = place else {
+        return Ok(None);
+    };
+    let mut delay = None;
+    while broke.elapsed() < lasting.patience() {
+        let wait = next_delay(delay);
+        delay = Some(wait);
+        sleep(wait).await;
+        // Why it fails was told when it broke, and is what is told in the end.
+        let Ok(mut client) = connect(agent).await else {
+            continue;
+        };
+        match lasting.again(&mut client).await {
+            Ok((again, messages)) => return Ok(Some((again, messages, client))),
+            Err(status) if is_broken(&status) => {}
+            Err(status) => return Err(status),
+        }
+    }
+    Ok(None)
 }
 
 /// What an agent would do.

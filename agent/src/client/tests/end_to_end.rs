@@ -27,7 +27,12 @@ use super::{
 #[derive(Clone, Default)]
 struct Fake {
     script: Vec<Result<Message, Status>>,
+    /// What comes when a stream is resumed.
+    rest: Vec<Result<Message, Status>>,
+    /// So often it is not there any more.
+    gone: usize,
     asked: Arc<Mutex<Vec<v1::SubscribeRequest>>>,
+    left: Arc<Mutex<Vec<v1::LeaveRequest>>>,
 }
 
 #[tonic::async_trait]
@@ -42,14 +47,29 @@ impl Observer for Fake {
         if request.queue_bytes == 1 {
             return Err(Status::invalid_argument("queue_bytes: is 1"));
         }
-        self.asked.lock().expect("not poisoned").push(request);
-        let script: Vec<_> = self
-            .script
+        let resumed = request.resume.is_some();
+        let mut asked = self.asked.lock().expect("not poisoned");
+        asked.push(request);
+        let resumes = asked.iter().filter(|asked| asked.resume.is_some());
+        if resumed && resumes.count() <= self.gone {
+            return Err(Status::not_found("stream 7 is not here any more"));
+        }
+        let script = if resumed { &self.rest } else { &self.script };
+        let script: Vec<_> = script
             .iter()
             .cloned()
             .map(|message| message.map(|message| Encoded::new(&response(message))))
             .collect();
         Ok(Response::new(tokio_stream::iter(script)))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<v1::LeaveRequest>,
+    ) -> Result<Response<v1::LeaveResponse>, Status> {
+        let mut left = self.left.lock().expect("not poisoned");
+        left.push(request.into_inner());
+        Ok(Response::new(v1::LeaveResponse {}))
     }
 
     async fn explain(
@@ -512,10 +532,107 @@ async fn an_ending_that_nobody_asked_for_is_a_failure() {
         ),
     ];
     for (script, expected) in table {
-        let Printed { err, result, .. } = run(&scripted(script), "watch").await;
+        let Printed { err, result, .. } = run(&scripted(script), "watch --reconnect 0s").await;
         assert!(err.starts_with("books: "), "the books come first: {err}");
         assert_eq!(result.expect_err(expected).to_string(), expected);
     }
+}
+
+fn resumable(resumed: bool) -> Result<Message, Status> {
+    Ok(Message::Plan(v1::Plan {
+        stream_id: 7,
+        resume_token: b"secret".to_vec(),
+        resumed,
+        ..Default::default()
+    }))
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_taken_up_again() {
+    let fake = Fake {
+        script: vec![
+            resumable(false),
+            Ok(batch(1, vec![exec(70, 1)])),
+            Err(Status::unavailable("broken")),
+        ],
+        rest: vec![
+            resumable(true),
+            Ok(batch(2, vec![exec(70, 2), exec(70, 3)])),
+            Ok(heartbeat(3, 0, v1::EndReason::MaxEvents)),
+        ],
+        ..Fake::default()
+    };
+    let Printed { out, err, result } = run(&fake, "watch").await;
+    assert_eq!(out.lines().count(), 4, "a header and three events: {out}");
+    let lines: Vec<&str> = err.lines().collect();
+    assert!(
+        lines[0].ends_with("broken (Unavailable); trying again"),
+        "{err}"
+    );
+    assert!(lines[1].starts_with("connected again after "), "{err}");
+    assert_eq!(lines[2..], ["books: exec matched 3 = delivered 3 + lost 0"]);
+    assert_eq!(result.expect("fine"), ExitCode::SUCCESS);
+    let asked = fake.asked.lock().expect("not poisoned").clone();
+    let resume = v1::Resume {
+        stream_id: 7,
+        token: b"secret".to_vec(),
+        // The plan and the batch.
+        received: 2,
+    };
+    assert_eq!(asked.len(), 2);
+    assert_eq!(
+        asked[0].resume_window.map(|window| window.seconds),
+        Some(30)
+    );
+    let expected = v1::SubscribeRequest {
+        resume: Some(resume),
+        ..Default::default()
+    };
+    assert_eq!(asked[1], expected);
+    let left = fake.left.lock().expect("not poisoned").clone();
+    assert_eq!(
+        (left.len(), left[0].stream_id),
+        (1, 7),
+        "nobody comes again"
+    );
+}
+
+#[tokio::test]
+async fn where_the_stream_is_gone_another_one_begins_with_books_of_its_own() {
+    let fake = Fake {
+        script: vec![
+            resumable(false),
+            Ok(batch(1, vec![exec(70, 1), exec(70, 2)])),
+            Ok(heartbeat(2, 0, v1::EndReason::Shutdown)),
+        ],
+        // The agent that comes next has none of these, and then one of them all the same.
+        gone: 1,
+        rest: vec![
+            resumable(true),
+            Ok(heartbeat(2, 0, v1::EndReason::MaxEvents)),
+        ],
+        ..Fake::default()
+    };
+    let Printed { err, result, .. } = run(&fake, "watch --count 5").await;
+    let asked = fake.asked.lock().expect("not poisoned").clone();
+    // A stream; it is not there any more; another one, of what is left; and that goes on.
+    let asked: Vec<(bool, u64)> = asked
+        .iter()
+        .map(|asked| (asked.resume.is_some(), asked.max_events))
+        .collect();
+    assert_eq!(asked, [(false, 5), (true, 0), (false, 3), (true, 0)]);
+    assert!(err.contains("shuts down; trying again"), "{err}");
+    assert!(
+        err.contains("what happened meanwhile is not told: stream 7 is not here any more"),
+        "{err}"
+    );
+    let books = "books: exec matched 2 = delivered 2 + lost 0";
+    assert_eq!(
+        err.lines().filter(|line| *line == books).count(),
+        2,
+        "{err}"
+    );
+    assert_eq!(result.expect("fine"), ExitCode::SUCCESS);
 }
 
 #[tokio::test]
