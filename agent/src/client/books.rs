@@ -127,11 +127,28 @@ impl Ledger {
         self.wrong.get_or_insert(what);
     }
 
-    /// All that came is in the books.
+    /// All that came is in the books, and all that was told to be lost.
     pub(super) fn settled(&self) -> bool {
-        self.last
-            .as_ref()
-            .is_some_and(|(_, seen)| *seen == self.seen)
+        let last = self.last.as_ref();
+        last.is_some_and(|(_, seen)| *seen == self.seen) && self.lost_since().is_empty()
+    }
+
+    /// Losses that were told and are not in the last books, by kind. Those that the books had first are.
+    fn lost_since(&self) -> BTreeMap<i32, u64> {
+        let books = self.last.iter().flat_map(|(books, _)| books);
+        let mut since: BTreeMap<(i32, i32), u64> = self.told.clone();
+        for v1::KindBooks { kind, lost, .. } in books {
+            for v1::StageLoss { stage, count } in lost {
+                if let Some(told) = since.get_mut(&(*kind, *stage)) {
+                    *told = told.saturating_sub(*count);
+                }
+            }
+        }
+        let mut by_kind = BTreeMap::new();
+        for ((kind, _), count) in since.into_iter().filter(|(_, count)| *count > 0) {
+            *by_kind.entry(kind).or_default() += count;
+        }
+        by_kind
     }
 
     /// What does not fit, if anything does not.
@@ -149,18 +166,19 @@ impl Ledger {
         } else {
             "books: none came from the agent".to_owned()
         };
-        let since: Vec<_> = self
+        let delivered = self
             .seen
             .iter()
-            .map(|(kind, seen)| (kind, seen - seen_then.get(kind).copied().unwrap_or(0)))
+            .map(|(kind, seen)| (*kind, seen - seen_then.get(kind).copied().unwrap_or(0)))
             .filter(|(_, count)| *count > 0)
-            .map(|(kind, count)| format!("{} {}", text::kind(*kind), text::thousands(count)))
+            .collect();
+        let since: Vec<_> = [("delivered", delivered), ("lost", self.lost_since())]
+            .into_iter()
+            .filter(|(_, by_kind)| !by_kind.is_empty())
+            .map(|(what, by_kind)| format!("{what} {}", counts(&by_kind)))
             .collect();
         if !since.is_empty() {
-            lines.push_str(&format!(
-                "\nnot in these books yet: delivered {}",
-                since.join(", ")
-            ));
+            lines.push_str(&format!("\nnot in these books yet: {}", since.join("; ")));
         }
         lines
     }
@@ -169,6 +187,15 @@ impl Ledger {
 /// A sentence on books in which something does not fit.
 pub(super) fn contradiction(wrong: &str) -> String {
     format!("THE BOOKS DO NOT BALANCE: {wrong}")
+}
+
+/// `exec 1, exit 2`.
+fn counts(by_kind: &BTreeMap<i32, u64>) -> String {
+    let counts = by_kind.iter();
+    let counts: Vec<_> = counts
+        .map(|(kind, count)| format!("{} {}", text::kind(*kind), text::thousands(*count)))
+        .collect();
+    counts.join(", ")
 }
 
 /// `exec matched 52 = delivered 50 + lost 2 (CLIENT_QUEUE 2)`.
@@ -321,6 +348,34 @@ mod tests {
             ledger.summary(),
             "books: exec matched 1 = delivered 1 + lost 0; exit matched 0 = delivered 0 + lost 0\n\
              not in these books yet: delivered exec 1, exit 2"
+        );
+        assert_eq!(ledger.wrong(), None);
+    }
+
+    #[test]
+    fn what_was_lost_after_the_last_books_is_told() {
+        let mut ledger = Ledger::default();
+        ledger.loss(&loss(LossStage::ClientQueue, 4));
+        // The books have losses that were not told yet: what is told of them later is in them.
+        let booked = [(LossStage::ClientQueue, 6), (LossStage::RateLimit, 1)];
+        ledger.heartbeat(&heartbeat(&[books(Kind::Exec, 7, 0, 0, &booked)]));
+        let line = "books: exec matched 7 = delivered 0 + lost 7 (CLIENT_QUEUE 6, RATE_LIMIT 1)";
+        assert_eq!(ledger.summary(), line);
+        ledger.loss(&loss(LossStage::ClientQueue, 2));
+        assert!(ledger.settled());
+        assert_eq!(ledger.summary(), line);
+        ledger.loss(&loss(LossStage::ClientQueue, 1200));
+        ledger.loss(&loss(LossStage::KernelRing, 4));
+        assert!(!ledger.settled());
+        let lost = "lost exec 1,204";
+        assert_eq!(
+            ledger.summary(),
+            format!("{line}\nnot in these books yet: {lost}")
+        );
+        ledger.batch(&batch(1, &[Kind::Exec]));
+        assert_eq!(
+            ledger.summary(),
+            format!("{line}\nnot in these books yet: delivered exec 1; {lost}")
         );
         assert_eq!(ledger.wrong(), None);
     }
