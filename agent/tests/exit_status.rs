@@ -72,6 +72,26 @@ fn what_cannot_be_asked_for_is_2() {
     }
 }
 
+#[test]
+fn a_list_of_pods_and_owners_is_2() {
+    let nobody = nobody();
+    for command in [
+        vec!["watch"],
+        vec!["execsnoop"],
+        vec!["tcplife"],
+        vec!["top", "disk"],
+        vec!["workloads"],
+    ] {
+        let names = ["pod/web-0", "deploy/checkout", "--address", &nobody];
+        let (code, said) = status(&[command.as_slice(), &names].concat());
+        assert_eq!(code, 2, "{command:?}: {said}");
+        assert_eq!(
+            said,
+            "name pods or owners, not both: `web-0` is a pod and `deploy/checkout` an owner; of an owner's pods, --pod takes those with a name\n"
+        );
+    }
+}
+
 /// 3 takes a cluster: e2e/cluster/test_plugin.py holds it.
 #[test]
 fn the_help_ends_with_all_of_them() {

@@ -3,13 +3,13 @@
 use clap::ValueEnum;
 use dinle_proto::v1;
 
-use super::text;
+use super::{Refused, text};
 
 /// Which workloads. Elements of one flag are alternatives; a workload must match each flag that is given.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Selection")]
 pub(super) struct Selection {
-    /// Only these pods: `NAME`, or `KIND/NAME` for the pods of an owner, such as `deploy/checkout` [default: any pod]
+    /// Only these pods, each a `NAME`; or the pods of these owners, each `KIND/NAME`, such as `deploy/checkout` [default: any pod]
     // Not with --host, after which `only` would be taken for a pod.
     #[arg(value_name = "POD|KIND/NAME", conflicts_with = "host")]
     targets: Vec<String>,
@@ -62,9 +62,29 @@ impl Selection {
         self.all_namespaces
     }
 
+    /// Refuses a list of names that would be no list: a pod must match each flag, and so be of that name and of that owner.
+    pub(super) fn check(&self) -> Result<(), Refused> {
+        let (owners, pods) = self.targets();
+        match (pods.first(), owners.first()) {
+            (Some(pod), Some(owner)) => Err(Refused(format!(
+                "name pods or owners, not both: `{pod}` is a pod and `{owner}` an owner; of an owner's pods, --pod takes those with a name"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Owners and pods that are named without a flag.
+    fn targets(&self) -> (Vec<String>, Vec<String>) {
+        let targets = self.targets.iter();
+        targets
+            .map(|target| target.strip_prefix("pod/").unwrap_or(target).to_owned())
+            .partition(|target| target.contains('/'))
+    }
+
     pub(super) fn to_proto(&self) -> v1::Selector {
+        let (owners, pods) = self.targets();
         let Self {
-            targets,
+            targets: _,
             namespace,
             all_namespaces: _,
             selector,
@@ -78,10 +98,6 @@ impl Selection {
             Some(Host::Include) => v1::HostProcesses::Include,
             Some(Host::Only) => v1::HostProcesses::Only,
         };
-        let (owners, pods): (Vec<_>, Vec<_>) = targets
-            .iter()
-            .map(|target| target.strip_prefix("pod/").unwrap_or(target).to_owned())
-            .partition(|target| target.contains('/'));
         v1::Selector {
             namespaces: namespace.clone(),
             pods: [pod.as_slice(), &pods].concat(),

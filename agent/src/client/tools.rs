@@ -80,7 +80,7 @@ impl Common {
             selection,
             no_header: _,
         } = self;
-        let how = How::new(bounds, connection, &selection);
+        let how = How::new(bounds, connection, &selection)?;
         let json = output.json("Event", screen)?;
         let format = json.map_or(format, Format::Json);
         listen(request, format, how, screen).await

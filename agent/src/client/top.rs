@@ -154,7 +154,7 @@ impl Top {
             Some(ticks) => Box::new(ticks),
             None => Box::new(tokio_stream::pending()),
         };
-        let how = How::new(bounds, connection, &selection);
+        let how = How::new(bounds, connection, &selection)?;
         if !live {
             return listen_and(request, format, how, screen, ticks).await;
         }

@@ -82,7 +82,7 @@ impl Watch {
             processes: _,
             failed: _,
         } = self;
-        let how = How::new(bounds, connection, &selection);
+        let how = How::new(bounds, connection, &selection)?;
         if raw && output != Output::Json {
             return Err(
                 Refused("--raw prints messages as they are; add `-o json`".to_owned()).into(),
@@ -191,7 +191,7 @@ impl Execsnoop {
             selection,
             processes: _,
         } = self;
-        let how = How::new(bounds, connection, &selection);
+        let how = How::new(bounds, connection, &selection)?;
         let format = match output.json("Event", screen)? {
             Some(json) => Format::Json(json),
             None => Format::Table(EventTable::execsnoop(
@@ -248,12 +248,18 @@ pub(super) struct How {
 }
 
 impl How {
-    pub(super) fn new(bounds: Bounds, connection: Connection, selection: &Selection) -> Self {
-        Self {
+    /// Checks the selection, too.
+    pub(super) fn new(
+        bounds: Bounds,
+        connection: Connection,
+        selection: &Selection,
+    ) -> Result<Self, Refused> {
+        selection.check()?;
+        Ok(Self {
             bounds,
             connection,
             all_namespaces: selection.all_namespaces(),
-        }
+        })
     }
 }
 

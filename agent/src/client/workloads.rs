@@ -42,6 +42,7 @@ impl Workloads {
             selection,
             connection,
         } = self;
+        selection.check()?;
         let json = output.json("Workload", screen)?;
         let selector = selection.to_proto();
         let list = async |client: &mut Client, place: &Place, selector: v1::Selector| {

@@ -86,10 +86,14 @@ fn each_flag_fills_its_field() {
             selecting(|s| s.namespaces = texts(&["shop", "bank", "other"])),
         ),
         (
-            "watch -p db-* web-1 deploy/checkout pod/web-2",
+            "watch -p db-* web-1 pod/web-2",
+            selecting(|s| s.pods = texts(&["db-*", "web-1", "web-2"])),
+        ),
+        (
+            "watch -p db-* deploy/checkout sts/db --owner ds/x",
             selecting(|s| {
-                s.pods = texts(&["db-*", "web-1", "web-2"]);
-                s.owners = texts(&["deploy/checkout"]);
+                s.pods = texts(&["db-*"]);
+                s.owners = texts(&["ds/x", "deploy/checkout", "sts/db"]);
             }),
         ),
         (
