@@ -283,11 +283,13 @@ pub(super) async fn listen(
         () = &mut stop => return Ok(ExitCode::SUCCESS),
         wanted = Wanted::look(cluster, &selector) => wanted?,
     };
-    if wanted.names().is_empty() {
+    let first = wanted.names();
+    if first.is_empty() {
         screen.say("no pod matches now; what starts later is heard")?;
     }
     let mut listener = Listener {
         view: View::of_nodes(format, bounds.count),
+        first,
         nodes: BTreeMap::new(),
         faults: Vec::new(),
     };
@@ -325,6 +327,8 @@ pub(super) async fn listen(
 
 struct Listener {
     view: View,
+    /// Names of the nodes that mattered at the start.
+    first: BTreeSet<String>,
     nodes: BTreeMap<String, Node>,
     /// What keeps the lists from being up to date, as told last.
     faults: Vec<String>,
@@ -408,8 +412,7 @@ impl Listener {
                     if nodes.all(|node| node.over) {
                         break Ok(());
                     }
-                    let hopeless = |node: &Node| node.last.is_none() && !node.why.is_empty();
-                    if self.nodes.values().all(hopeless) {
+                    if self.hopeless() {
                         break Err(anyhow!("no node can be heard"));
                     }
                 }
@@ -430,6 +433,17 @@ impl Listener {
             }
         }
         ended
+    }
+
+    /// None of the nodes that mattered at the start can be heard, nor was any other. Whoever waits for what starts later, or for an agent
+    /// that was heard before, is told and waits on.
+    fn hopeless(&self) -> bool {
+        let begun = self.nodes.values().any(|node| node.last.is_some());
+        let lacking = |name| {
+            let node = self.nodes.get(name);
+            node.is_some_and(|node| !node.why.is_empty())
+        };
+        !begun && !self.first.is_empty() && self.first.iter().all(lacking)
     }
 
     fn take(&mut self, name: &str, said: Said, screen: &mut Screen<'_>) -> anyhow::Result<()> {
@@ -579,22 +593,84 @@ impl Attendant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::json::Json;
+    use crate::client::{json::Json, look::Look};
+
+    /// Knows these nodes, of which the first ones mattered at the start.
+    fn listener(first: &[&str], later: &[&str]) -> anyhow::Result<Listener> {
+        let names =
+            |names: &[&str]| -> Vec<String> { names.iter().map(|&n| n.to_owned()).collect() };
+        let known = [names(first), names(later)].concat();
+        Ok(Listener {
+            view: View::of_nodes(Format::Json(Json::of("Event")?), None),
+            first: names(first).into_iter().collect(),
+            nodes: known
+                .into_iter()
+                .map(|name| (name, Node::default()))
+                .collect(),
+            faults: Vec::new(),
+        })
+    }
+
+    fn screen<'a>(out: &'a mut Vec<u8>, err: &'a mut Vec<u8>) -> Screen<'a> {
+        Screen {
+            look: Look::default(),
+            err_colored: false,
+            out,
+            err,
+        }
+    }
+
+    #[test]
+    fn without_hope_are_only_those_who_mattered_at_the_start() -> anyhow::Result<()> {
+        type Names = &'static [&'static str];
+        type Story = Vec<(&'static str, Said)>;
+        type Row = (Names, Names, Story, bool);
+        let lacking = || Said::Lacking("its agent is not ready".to_owned());
+        let table: [Row; 6] = [
+            (&["n1"], &[], vec![("n1", lacking())], true),
+            (&["n1", "n2"], &[], vec![("n1", lacking())], false),
+            (
+                &["n1", "n2"],
+                &[],
+                vec![("n1", lacking()), ("n2", lacking())],
+                true,
+            ),
+            // No pod matched at the start: what comes later is waited for.
+            (&[], &["n1"], vec![("n1", lacking())], false),
+            // Its agent is replaced, or another node's is heard.
+            (
+                &["n1"],
+                &[],
+                vec![
+                    ("n1", Said::Began),
+                    ("n1", Said::Broke("gone".to_owned())),
+                    ("n1", lacking()),
+                ],
+                false,
+            ),
+            (
+                &["n1"],
+                &["n2"],
+                vec![("n2", Said::Began), ("n1", lacking())],
+                false,
+            ),
+        ];
+        for (number, (first, later, story, hopeless)) in table.into_iter().enumerate() {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let mut listener = listener(first, later)?;
+            for (name, said) in story {
+                listener.take(name, said, &mut screen(&mut out, &mut err))?;
+            }
+            assert_eq!(listener.hopeless(), hopeless, "row {number}");
+        }
+        Ok(())
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_gap_begins_with_the_last_message() -> anyhow::Result<()> {
-        let mut listener = Listener {
-            view: View::of_nodes(Format::Json(Json::of("Event")?), None),
-            nodes: BTreeMap::from([("n1".to_owned(), Node::default())]),
-            faults: Vec::new(),
-        };
+        let mut listener = listener(&["n1"], &[])?;
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut screen = Screen {
-            look: crate::client::look::Look::default(),
-            err_colored: false,
-            out: &mut out,
-            err: &mut err,
-        };
+        let mut screen = screen(&mut out, &mut err);
         let message = || Said::Message(Box::default());
         let story = [
             (1, Said::Began),
