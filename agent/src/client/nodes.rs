@@ -217,7 +217,30 @@ pub(super) fn in_context(
     selector
 }
 
-/// What a node's attendant tells.
+/// A moment by the clock of this machine, which may be set, and by one that may not.
+#[derive(Clone, Copy)]
+struct Moment {
+    wall: SystemTime,
+    clock: Instant,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self {
+            wall: SystemTime::now(),
+            clock: Instant::now(),
+        }
+    }
+}
+
+/// What a node's attendant tells, and when it knew.
+struct Told {
+    node: String,
+    at: Moment,
+    said: Said,
+}
+
+/// What becomes of its stream.
 enum Said {
     /// The stream began.
     Began,
@@ -237,9 +260,9 @@ enum Said {
 struct Node {
     stream: Option<StreamId>,
     /// When it was heard last.
-    last: Option<(SystemTime, Instant)>,
+    last: Option<Moment>,
     /// It was heard, and is not since then.
-    silent: Option<(SystemTime, Instant)>,
+    silent: Option<Moment>,
     /// Why it is not, as told last.
     why: String,
     over: bool,
@@ -292,6 +315,7 @@ pub(super) async fn listen(
         first,
         nodes: BTreeMap::new(),
         faults: Vec::new(),
+        enough: None,
     };
     let result = listener
         .run(cluster, wanted, request, &bounds, screen, pokes, stop)
@@ -305,7 +329,7 @@ pub(super) async fn listen(
         false => ExitCode::FAILURE,
     };
     for (name, node) in &listener.nodes {
-        let since = node.silent.map(|(since, _)| since);
+        let since = node.silent.map(|since| since.wall);
         if node.last.is_some() && since.is_none() {
             continue;
         }
@@ -332,6 +356,8 @@ struct Listener {
     nodes: BTreeMap<String, Node>,
     /// What keeps the lists from being up to date, as told last.
     faults: Vec<String>,
+    /// There are as many events as were asked for, and the books of the nodes are waited for until then.
+    enough: Option<Instant>,
 }
 
 impl Listener {
@@ -347,7 +373,7 @@ impl Listener {
         mut stop: impl Future<Output = ()> + Unpin,
     ) -> anyhow::Result<()> {
         let mut pokes = pin!(pokes);
-        let (sender, mut inbox) = mpsc::channel(INBOX);
+        let (sender, mut inbox) = mpsc::channel::<Told>(INBOX);
         // Ends them all when it is dropped.
         let mut attendants = JoinSet::new();
         let mut release = interval(RELEASE);
@@ -362,14 +388,12 @@ impl Listener {
                 None => pending().await,
             }
         });
-        // There are as many events as were asked for, and the books of the nodes are waited for until then.
-        let mut enough = None;
-        let ended = loop {
-            if let Some(until) = enough {
+        loop {
+            if let Some(until) = self.enough {
                 let settled =
                     |node: &Node| node.stream.is_none_or(|stream| self.view.settled(stream));
                 if self.nodes.values().all(settled) || Instant::now() >= until {
-                    break Ok(());
+                    break;
                 }
             }
             for name in wanted.names() {
@@ -387,11 +411,11 @@ impl Listener {
                 attendants.spawn(attendant.run());
             }
             tokio::select! {
-                () = &mut stop => break Ok(()),
-                () = &mut deadline => break Ok(()),
+                () = &mut stop => break,
+                () = &mut deadline => break,
                 Some(poke) = pokes.next() => {
                     if self.view.poke(poke, screen)?.is_some() {
-                        break Ok(());
+                        break;
                     }
                 }
                 () = wanted.changed() => {
@@ -401,38 +425,61 @@ impl Listener {
                     }
                     self.faults = faults;
                 }
-                Some((name, said)) = inbox.recv() => {
-                    // What comes after the books is not in them.
-                    let stream = self.nodes.get(&name).and_then(|node| node.stream);
-                    if enough.is_some() && stream.is_some_and(|stream| self.view.settled(stream)) {
-                        continue;
-                    }
-                    self.take(&name, said, screen)?;
-                    let mut nodes = self.nodes.values();
-                    if nodes.all(|node| node.over) {
-                        break Ok(());
-                    }
-                    if self.hopeless() {
-                        break Err(anyhow!("no node can be heard"));
+                Some(told) = inbox.recv() => {
+                    if self.hear(told, screen)? {
+                        break;
                     }
                 }
                 _ = release.tick() => {
-                    if self.view.release(false, screen)? {
-                        enough.get_or_insert(Instant::now() + SOON + GRACE);
+                    if self.release(&mut inbox, screen)? {
+                        break;
                     }
                 }
             }
-        };
+        }
         // What came already is told, and counts in the books.
         drop(attendants);
-        while let Ok((name, said)) = inbox.try_recv() {
-            if enough.is_none()
-                && let Said::Message(_) = said
+        while let Ok(told) = inbox.try_recv() {
+            if self.enough.is_none()
+                && let Said::Message(_) = told.said
             {
-                self.take(&name, said, screen)?;
+                self.take(told, screen)?;
             }
         }
-        ended
+        Ok(())
+    }
+
+    /// Prints what is in order by now. Whether nothing more is to come.
+    fn release(
+        &mut self,
+        inbox: &mut mpsc::Receiver<Told>,
+        screen: &mut Screen<'_>,
+    ) -> anyhow::Result<bool> {
+        // While somebody who reads slowly kept this from going on, something came that may belong before what is due now.
+        for _ in 0..INBOX {
+            let Ok(told) = inbox.try_recv() else { break };
+            if self.hear(told, screen)? {
+                return Ok(true);
+            }
+        }
+        if self.view.release(false, screen)? {
+            self.enough.get_or_insert(Instant::now() + SOON + GRACE);
+        }
+        Ok(false)
+    }
+
+    /// Takes what an attendant tells. Whether nothing more is to come.
+    fn hear(&mut self, told: Told, screen: &mut Screen<'_>) -> anyhow::Result<bool> {
+        // What comes after the books is not in them.
+        let stream = self.nodes.get(&told.node).and_then(|node| node.stream);
+        if self.enough.is_some() && stream.is_some_and(|stream| self.view.settled(stream)) {
+            return Ok(false);
+        }
+        self.take(told, screen)?;
+        if self.hopeless() {
+            anyhow::bail!("no node can be heard");
+        }
+        Ok(self.nodes.values().all(|node| node.over))
     }
 
     /// None of the nodes that mattered at the start can be heard, nor was any other. Whoever waits for what starts later, or for an agent
@@ -446,21 +493,25 @@ impl Listener {
         !begun && !self.first.is_empty() && self.first.iter().all(lacking)
     }
 
-    fn take(&mut self, name: &str, said: Said, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+    fn take(&mut self, told: Told, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+        let Told {
+            node: name,
+            at,
+            said,
+        } = told;
         let Self { view, nodes, .. } = self;
-        let Some(node) = nodes.get_mut(name) else {
+        let Some(node) = nodes.get_mut(&name) else {
             return Ok(());
         };
-        let now = Some((SystemTime::now(), Instant::now()));
         match said {
             Said::Began => {
-                node.stream = Some(view.stream(name));
-                node.last = now;
-                if let Some((since, clock)) = node.silent.take() {
+                node.stream = Some(view.stream(&name));
+                node.last = Some(at);
+                if let Some(since) = node.silent.take() {
                     screen.say(&format!(
                         "{name}: heard again; what happened there in the {:.1} s since {} is not told",
-                        clock.elapsed().as_secs_f64(),
-                        text::clock(Some(&since.into())),
+                        (at.clock - since.clock).as_secs_f64(),
+                        text::clock(Some(&since.wall.into())),
                     ))?;
                 } else if !node.why.is_empty() {
                     screen.say(&format!("{name}: heard from now on"))?;
@@ -468,10 +519,10 @@ impl Listener {
                 node.why.clear();
             }
             Said::Message(message) => {
-                node.last = now;
+                node.last = Some(at);
                 if let Some(stream) = node.stream {
                     // How it ends is what its attendant tells.
-                    view.message(stream, *message, screen)?;
+                    view.message(stream, at.clock, *message, screen)?;
                 }
             }
             Said::Broke(why) => {
@@ -509,7 +560,7 @@ struct Attendant {
     cluster: Cluster,
     agents: Agents,
     request: v1::SubscribeRequest,
-    out: mpsc::Sender<(String, Said)>,
+    out: mpsc::Sender<Told>,
     node: String,
 }
 
@@ -546,8 +597,14 @@ impl Attendant {
     }
 
     async fn say(&self, said: Said) {
+        // It may be a while until somebody takes it.
+        let told = Told {
+            node: self.node.clone(),
+            at: Moment::now(),
+            said,
+        };
         // Whoever listened has ended, and ends this.
-        _ = self.out.send((self.node.clone(), said)).await;
+        _ = self.out.send(told).await;
     }
 
     /// Passes a stream on until it ends. `Ok` if that is for good.
@@ -608,7 +665,16 @@ mod tests {
                 .map(|name| (name, Node::default()))
                 .collect(),
             faults: Vec::new(),
+            enough: None,
         })
+    }
+
+    fn told(node: &str, said: Said) -> Told {
+        Told {
+            node: node.to_owned(),
+            at: Moment::now(),
+            said,
+        }
     }
 
     fn screen<'a>(out: &'a mut Vec<u8>, err: &'a mut Vec<u8>) -> Screen<'a> {
@@ -659,10 +725,47 @@ mod tests {
             let (mut out, mut err) = (Vec::new(), Vec::new());
             let mut listener = listener(first, later)?;
             for (name, said) in story {
-                listener.take(name, said, &mut screen(&mut out, &mut err))?;
+                listener.take(told(name, said), &mut screen(&mut out, &mut err))?;
             }
             assert_eq!(listener.hopeless(), hopeless, "row {number}");
         }
+        Ok(())
+    }
+
+    /// Events that happened at these seconds, from number 1 on.
+    fn batch(seconds: &[i64]) -> Said {
+        let event = |seconds: &i64| v1::Event {
+            time: Some(prost_types::Timestamp {
+                seconds: *seconds,
+                nanos: 0,
+            }),
+            ..v1::Event::default()
+        };
+        let batch = v1::EventBatch {
+            first_sequence: 1,
+            events: seconds.iter().map(event).collect(),
+        };
+        let message = Some(Message::Batch(batch));
+        Said::Message(Box::new(v1::SubscribeResponse { message }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_came_while_a_write_was_stuck_is_in_order_too() -> anyhow::Result<()> {
+        let mut listener = listener(&["n1", "n2"], &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let (sender, mut inbox) = mpsc::channel(INBOX);
+        let mut heard = screen(&mut out, &mut err);
+        for node in ["n1", "n2"] {
+            listener.hear(told(node, Said::Began), &mut heard)?;
+        }
+        listener.hear(told("n1", batch(&[2, 4])), &mut heard)?;
+        // It cannot be taken, since the output is not.
+        sender.try_send(told("n2", batch(&[1, 3])))?;
+        tokio::time::advance(crate::client::order::HELD).await;
+        assert!(!listener.release(&mut inbox, &mut heard)?);
+        let second = |second: u8| format!(r#"{{"time":"1970-01-01T00:00:0{second}Z"}}"#);
+        let expected = [1, 2, 3, 4].map(second).join("\n") + "\n";
+        assert_eq!(String::from_utf8(out)?, expected);
         Ok(())
     }
 
@@ -683,7 +786,7 @@ mod tests {
         ];
         for (seconds, said) in story {
             tokio::time::advance(Duration::from_secs(seconds)).await;
-            listener.take("n1", said, &mut screen)?;
+            listener.take(told("n1", said), &mut screen)?;
         }
         let said = String::from_utf8(err)?;
         let lines: Vec<&str> = said.lines().collect();

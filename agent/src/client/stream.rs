@@ -153,7 +153,7 @@ pub(super) async fn follow(
             Ok(Some(Err(status))) => return Ok(Ending::Failed(status)),
             Ok(Some(Ok(response))) => response,
         };
-        if let Some(ending) = view.message(0, response, screen)? {
+        if let Some(ending) = view.message(0, Instant::now(), response, screen)? {
             return Ok(ending);
         }
     }
@@ -200,10 +200,11 @@ impl View {
         self.streams[stream].over = true;
     }
 
-    /// Takes a message of a stream.
+    /// Takes a message of a stream, which arrived then.
     pub(super) fn message(
         &mut self,
         from: StreamId,
+        arrived: Instant,
         response: v1::SubscribeResponse,
         screen: &mut Screen<'_>,
     ) -> anyhow::Result<Option<Ending>> {
@@ -242,7 +243,7 @@ impl View {
             Message::Batch(batch) => {
                 heard.ledger.batch(&batch);
                 match &mut self.order {
-                    Some(order) => order.add(from, batch.events),
+                    Some(order) => order.add(from, arrived, batch.events),
                     None => self.print(from, &batch.events, screen)?,
                 }
                 screen.out.flush()?;
@@ -548,7 +549,8 @@ mod tests {
                 events: Vec::new(),
             };
             let message = Some(Message::Snapshot(snapshot));
-            view.message(from, v1::SubscribeResponse { message }, &mut screen)?;
+            let response = v1::SubscribeResponse { message };
+            view.message(from, Instant::now(), response, &mut screen)?;
         }
         let seconds: Vec<u64> = rounds.borrow().iter().map(Duration::as_secs).collect();
         assert_eq!(seconds, [10, 10, 9]);
