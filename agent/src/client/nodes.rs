@@ -16,6 +16,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tokio_stream::{Stream, StreamExt as _};
+use tonic::Status;
 
 use super::{
     EXIT_PARTLY, Refused, Screen,
@@ -38,7 +39,7 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 const RELEASE: Duration = Duration::from_millis(100);
 /// Messages that wait for the printer. When there are more, agents keep them.
 const INBOX: usize = 256;
-/// How much later than the agents this client ends by itself.
+/// How much later than an agent should have ended its stream this client ends it by itself.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How often agents send their books where a number of events was asked for: with that many, the next books are waited for.
@@ -310,16 +311,31 @@ pub(super) async fn listen(
     if first.is_empty() {
         screen.say("no pod matches now; what starts later is heard")?;
     }
+    let duration = bounds
+        .duration
+        .and_then(|duration| Duration::try_from(duration).ok());
+    let ends = duration.and_then(|duration| Instant::now().checked_add(duration));
+    let agents = wanted.agents.clone();
+    let attend = |node: String, first: bool, sender: mpsc::Sender<Told>| {
+        let attendant = Attendant {
+            cluster: cluster.clone(),
+            agents: agents.clone(),
+            request: request.clone(),
+            ends,
+            first,
+            out: Outbox { node, sender },
+        };
+        attendant.run()
+    };
     let mut listener = Listener {
         view: View::of_nodes(format, bounds.count),
+        ends,
         first,
         nodes: BTreeMap::new(),
         faults: Vec::new(),
         enough: None,
     };
-    let result = listener
-        .run(cluster, wanted, request, &bounds, screen, pokes, stop)
-        .await;
+    let result = listener.run(wanted, attend, screen, pokes, stop).await;
     // What came before is told in any case.
     listener.view.release(true, screen)?;
     let balanced = listener.view.close(screen)?;
@@ -351,6 +367,8 @@ pub(super) async fn listen(
 
 struct Listener {
     view: View,
+    /// When streams that may only last so long are over, but for those to which the way was long.
+    ends: Option<Instant>,
     /// Names of the nodes that mattered at the start.
     first: BTreeSet<String>,
     nodes: BTreeMap<String, Node>,
@@ -361,13 +379,11 @@ struct Listener {
 }
 
 impl Listener {
-    #[expect(clippy::too_many_arguments, reason = "called once")]
-    async fn run(
+    /// `attend` keeps the stream of a node going, which may have mattered from the first.
+    async fn run<A: Future<Output = ()> + Send + 'static>(
         &mut self,
-        cluster: &Cluster,
         mut wanted: Wanted,
-        request: v1::SubscribeRequest,
-        bounds: &Bounds,
+        attend: impl Fn(String, bool, mpsc::Sender<Told>) -> A,
         screen: &mut Screen<'_>,
         pokes: impl Stream<Item = Poke>,
         mut stop: impl Future<Output = ()> + Unpin,
@@ -378,16 +394,6 @@ impl Listener {
         let mut attendants = JoinSet::new();
         let mut release = interval(RELEASE);
         release.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let duration = bounds
-            .duration
-            .and_then(|duration| Duration::try_from(duration).ok());
-        let deadline = duration.map(|duration| Instant::now() + duration + GRACE);
-        let mut deadline = pin!(async move {
-            match deadline {
-                Some(deadline) => sleep_until(deadline).await,
-                None => pending().await,
-            }
-        });
         loop {
             if let Some(until) = self.enough {
                 let settled =
@@ -396,23 +402,17 @@ impl Listener {
                     break;
                 }
             }
+            let over = self.ends.is_some_and(|ends| Instant::now() >= ends);
             for name in wanted.names() {
-                if self.nodes.contains_key(&name) {
+                if over || self.nodes.contains_key(&name) {
                     continue;
                 }
                 self.nodes.insert(name.clone(), Node::default());
-                let attendant = Attendant {
-                    cluster: cluster.clone(),
-                    agents: wanted.agents.clone(),
-                    request: request.clone(),
-                    out: sender.clone(),
-                    node: name,
-                };
-                attendants.spawn(attendant.run());
+                let first = self.first.contains(&name);
+                attendants.spawn(attend(name, first, sender.clone()));
             }
             tokio::select! {
                 () = &mut stop => break,
-                () = &mut deadline => break,
                 Some(poke) = pokes.next() => {
                     if self.view.poke(poke, screen)?.is_some() {
                         break;
@@ -465,7 +465,10 @@ impl Listener {
         if self.view.release(false, screen)? {
             self.enough.get_or_insert(Instant::now() + SOON + GRACE);
         }
-        Ok(false)
+        // A stream that goes on ends by itself, with its last books. Who has none by now is not waited for.
+        let over = self.ends.map(|ends| Instant::now().duration_since(ends));
+        let going = self.nodes.values().any(|node| node.stream.is_some());
+        Ok(over.is_some_and(|over| over >= GRACE) && !going)
     }
 
     /// Takes what an attendant tells. Whether nothing more is to come.
@@ -555,30 +558,111 @@ impl Listener {
     }
 }
 
+/// The request for a stream that begins now. `None` if there is no time left.
+///
+/// One that is to be `whole` takes as long as was asked for, however long the way to the agent was: the agent counts from its own beginning,
+/// and its last books and snapshot come at the end. Others end when it is time.
+fn lasting(
+    request: &v1::SubscribeRequest,
+    ends: Option<Instant>,
+    whole: bool,
+) -> Option<v1::SubscribeRequest> {
+    let mut request = request.clone();
+    if let Some(ends) = ends
+        && !whole
+    {
+        let left = ends.duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        request.max_duration = prost_types::Duration::try_from(left).ok();
+    }
+    Some(request)
+}
+
+/// Where it is told what becomes of a node's stream.
+struct Outbox {
+    node: String,
+    sender: mpsc::Sender<Told>,
+}
+
+impl Outbox {
+    async fn say(&self, said: Said) {
+        // It may be a while until somebody takes it.
+        let told = Told {
+            node: self.node.clone(),
+            at: Moment::now(),
+            said,
+        };
+        // Whoever listened has ended, and ends this.
+        _ = self.sender.send(told).await;
+    }
+
+    /// Passes messages on until the stream ends; at the latest then, if nothing more is there.
+    async fn pass(
+        &self,
+        messages: impl Stream<Item = Result<v1::SubscribeResponse, Status>>,
+        until: Option<Instant>,
+    ) -> Ending {
+        let mut messages = pin!(messages);
+        loop {
+            let over = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => pending().await,
+                }
+            };
+            let next = tokio::select! {
+                biased;
+                next = timeout(SILENCE_MAX, messages.next()) => next,
+                () = over => return Ending::Interrupted,
+            };
+            let response = match next {
+                Err(_) => return Ending::Silence,
+                Ok(None) => return Ending::Unfinished,
+                Ok(Some(Err(status))) => return Ending::Failed(status),
+                Ok(Some(Ok(response))) => response,
+            };
+            let end = match &response.message {
+                Some(Message::Heartbeat(heartbeat)) => heartbeat.end,
+                _ => 0,
+            };
+            self.say(Said::Message(Box::new(response))).await;
+            if end != v1::EndReason::Unspecified as i32 && end != v1::EndReason::Permission as i32 {
+                return Ending::Agent(v1::EndReason::try_from(end).map_err(|_| end));
+            }
+        }
+    }
+}
+
 /// Keeps the stream of one node going.
 struct Attendant {
     cluster: Cluster,
     agents: Agents,
     request: v1::SubscribeRequest,
-    out: mpsc::Sender<Told>,
-    node: String,
+    ends: Option<Instant>,
+    /// The node matters from the start.
+    first: bool,
+    out: Outbox,
 }
 
 impl Attendant {
     async fn run(mut self) {
         let mut delay = RETRY;
+        let mut whole = self.first;
         loop {
             let before: Option<Agent> = self.agent();
-            match reach(&self.cluster, &self.node, &self.agents).await {
-                Ok(client) => match self.attend(client, &mut delay).await {
+            match reach(&self.cluster, &self.out.node, &self.agents).await {
+                Ok(client) => match self.attend(client, whole, &mut delay).await {
                     Ok(()) => return,
-                    Err(why) => self.say(why).await,
+                    Err(why) => self.out.say(why).await,
                 },
-                Err(why) => self.say(Said::Lacking(why)).await,
+                Err(why) => self.out.say(Said::Lacking(why)).await,
             }
+            whole = false;
             // An agent that comes is worth a try at once.
             let mut agents = self.agents.clone();
-            let node = &self.node;
+            let node = &self.out.node;
             let another = agents.wait_for(|known| known.value.get(node) != before.as_ref());
             tokio::select! {
                 () = sleep(delay) => {}
@@ -592,54 +676,40 @@ impl Attendant {
         self.agents
             .borrow_and_update()
             .value
-            .get(&self.node)
+            .get(&self.out.node)
             .cloned()
     }
 
-    async fn say(&self, said: Said) {
-        // It may be a while until somebody takes it.
-        let told = Told {
-            node: self.node.clone(),
-            at: Moment::now(),
-            said,
-        };
-        // Whoever listened has ended, and ends this.
-        _ = self.out.send(told).await;
-    }
-
     /// Passes a stream on until it ends. `Ok` if that is for good.
-    async fn attend(&self, mut client: Client, delay: &mut Duration) -> Result<(), Said> {
-        let place = Place::On(self.node.clone());
-        let subscribed = answer(&place, client.subscribe(self.request.clone())).await;
-        let mut messages = match subscribed {
+    async fn attend(
+        &self,
+        mut client: Client,
+        whole: bool,
+        delay: &mut Duration,
+    ) -> Result<(), Said> {
+        let place = Place::On(self.out.node.clone());
+        let Some(request) = lasting(&self.request, self.ends, whole) else {
+            return Ok(());
+        };
+        let lasts = request
+            .max_duration
+            .and_then(|lasts| Duration::try_from(lasts).ok());
+        let subscribed = answer(&place, client.subscribe(request)).await;
+        let messages = match subscribed {
             Ok(messages) => messages,
             Err(error) if error.is::<Refused>() => {
-                self.say(Said::Refused(error)).await;
+                self.out.say(Said::Refused(error)).await;
                 return Ok(());
             }
             Err(error) => return Err(Said::Lacking(format!("{error:#}"))),
         };
-        self.say(Said::Began).await;
+        let until = lasts.and_then(|lasts| Instant::now().checked_add(lasts.saturating_add(GRACE)));
+        self.out.say(Said::Began).await;
         *delay = RETRY;
-        let ending = loop {
-            let response = match timeout(SILENCE_MAX, messages.next()).await {
-                Err(_) => break Ending::Silence,
-                Ok(None) => break Ending::Unfinished,
-                Ok(Some(Err(status))) => break Ending::Failed(status),
-                Ok(Some(Ok(response))) => response,
-            };
-            let end = match &response.message {
-                Some(Message::Heartbeat(heartbeat)) => heartbeat.end,
-                _ => 0,
-            };
-            self.say(Said::Message(Box::new(response))).await;
-            if end != v1::EndReason::Unspecified as i32 && end != v1::EndReason::Permission as i32 {
-                break Ending::Agent(v1::EndReason::try_from(end).map_err(|_| end));
-            }
-        };
+        let ending = self.out.pass(messages, until).await;
         match ending.error(&place) {
             None => {
-                self.say(Said::Over).await;
+                self.out.say(Said::Over).await;
                 Ok(())
             }
             Some(error) => Err(Said::Broke(format!("{error:#}"))),
@@ -659,6 +729,7 @@ mod tests {
         let known = [names(first), names(later)].concat();
         Ok(Listener {
             view: View::of_nodes(Format::Json(Json::of("Event")?), None),
+            ends: None,
             first: names(first).into_iter().collect(),
             nodes: known
                 .into_iter()
@@ -767,6 +838,98 @@ mod tests {
         let expected = [1, 2, 3, 4].map(second).join("\n") + "\n";
         assert_eq!(String::from_utf8(out)?, expected);
         Ok(())
+    }
+
+    /// These nodes matter, and no others will.
+    fn wanted(names: &[&str]) -> Wanted {
+        let known = Known {
+            synced: true,
+            fault: None,
+            value: names.iter().map(|&name| name.to_owned()).collect(),
+        };
+        Wanted {
+            agents: tokio::sync::watch::channel(Known::default()).1,
+            nodes: Some(tokio::sync::watch::channel(known).1),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_node_has_its_time_from_its_own_beginning() -> anyhow::Result<()> {
+        const DURATION: Duration = Duration::from_secs(5);
+        const DIALS: Duration = Duration::from_secs(4);
+        let began = Instant::now();
+        let names = ["at-once", "late", "never"];
+        let mut listener = Listener {
+            ends: Some(began + DURATION),
+            nodes: BTreeMap::new(),
+            ..listener(&names, &[])?
+        };
+        let attend = |node: String, first: bool, sender: mpsc::Sender<Told>| async move {
+            assert!(first, "{node} mattered from the start");
+            let out = Outbox { node, sender };
+            match out.node.as_str() {
+                "at-once" => {}
+                "late" => sleep(DIALS).await,
+                _ => pending().await,
+            }
+            out.say(Said::Began).await;
+            sleep(DURATION).await;
+            out.say(batch(&[1])).await;
+            out.say(Said::Over).await;
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        let (pokes, stop) = (tokio_stream::pending(), pending());
+        listener
+            .run(wanted(&names), attend, &mut heard, pokes, stop)
+            .await?;
+        let took = began.elapsed();
+        assert!(
+            took >= DIALS + DURATION && took < DIALS + DURATION + RELEASE * 2,
+            "{took:?}"
+        );
+        listener.view.release(true, &mut heard)?;
+        assert_eq!(
+            String::from_utf8(out)?.lines().count(),
+            2,
+            "an event of each"
+        );
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_does_not_end_is_left() {
+        let (sender, _inbox) = mpsc::channel(INBOX);
+        let out = Outbox {
+            node: "n1".to_owned(),
+            sender,
+        };
+        let began = Instant::now();
+        let lasts = Duration::from_secs(5);
+        let ending = out.pass(tokio_stream::pending(), Some(began + lasts)).await;
+        assert!(matches!(ending, Ending::Interrupted));
+        assert_eq!(began.elapsed(), lasts);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_first_streams_are_whole() {
+        let asked = Duration::from_secs(10);
+        let request = v1::SubscribeRequest {
+            max_duration: prost_types::Duration::try_from(asked).ok(),
+            ..v1::SubscribeRequest::default()
+        };
+        let ends = Some(Instant::now() + asked);
+        let lasts = |whole| {
+            let request = lasting(&request, ends, whole)?;
+            Duration::try_from(request.max_duration?).ok()
+        };
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert_eq!(lasts(true), Some(asked));
+        assert_eq!(lasts(false), Some(Duration::from_secs(6)));
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert_eq!(lasts(false), None, "an agent would take 0 for a mistake");
+        let endless = v1::SubscribeRequest::default();
+        assert_eq!(lasting(&endless, None, false), Some(endless));
     }
 
     #[tokio::test(start_paused = true)]

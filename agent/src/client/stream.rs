@@ -110,7 +110,7 @@ pub(super) type StreamId = usize;
 
 /// Why a stream is over.
 pub(super) enum Ending {
-    /// The user interrupted it.
+    /// The user interrupted it, or its time is over and the agent does not end it.
     Interrupted,
     /// The agent ended it, with its last books.
     Agent(Result<v1::EndReason, i32>),
