@@ -95,6 +95,12 @@ impl Wanted {
         }
     }
 
+    /// Something that is asked for is there. What is no pod is on every node, also while the agent is not there.
+    fn matters(&self, name: &str) -> bool {
+        let nodes = self.nodes.as_ref();
+        nodes.is_none_or(|nodes| nodes.borrow().value.contains(name))
+    }
+
     /// What keeps either from being up to date.
     fn faults(&self) -> Vec<String> {
         let of_agents = self.agents.borrow().fault.clone();
@@ -260,6 +266,8 @@ enum Said {
 #[derive(Default)]
 struct Node {
     stream: Option<StreamId>,
+    /// When it came to matter, if it did not from the start.
+    came: Option<Instant>,
     /// When it was heard last.
     last: Option<Moment>,
     /// It was heard, and is not since then.
@@ -303,7 +311,7 @@ pub(super) async fn listen(
         return Ok(code);
     }
     let mut stop = pin!(interrupted()?);
-    let wanted = tokio::select! {
+    let mut wanted = tokio::select! {
         () = &mut stop => return Ok(ExitCode::SUCCESS),
         wanted = Wanted::look(cluster, &selector) => wanted?,
     };
@@ -335,34 +343,47 @@ pub(super) async fn listen(
         faults: Vec::new(),
         enough: None,
     };
-    let result = listener.run(wanted, attend, screen, pokes, stop).await;
+    let result = listener.run(&mut wanted, attend, screen, pokes, stop).await;
     // What came before is told in any case.
     listener.view.release(true, screen)?;
     let balanced = listener.view.close(screen)?;
     result?;
-    let mut code = match balanced {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    };
-    for (name, node) in &listener.nodes {
+    let all_heard = all_heard(&listener.nodes, |name| wanted.matters(name), screen)?;
+    Ok(match (balanced, all_heard) {
+        (false, _) => ExitCode::FAILURE,
+        (true, false) => ExitCode::from(EXIT_PARTLY),
+        (true, true) => ExitCode::SUCCESS,
+    })
+}
+
+/// Tells which nodes are not heard at the end. Whether all that matter by then are.
+fn all_heard(
+    nodes: &BTreeMap<String, Node>,
+    matters: impl Fn(&str) -> bool,
+    screen: &mut Screen<'_>,
+) -> anyhow::Result<bool> {
+    let mut all = true;
+    for (name, node) in nodes {
         let since = node.silent.map(|since| since.wall);
         if node.last.is_some() && since.is_none() {
             continue;
         }
-        if balanced {
-            code = ExitCode::from(EXIT_PARTLY);
-        }
-        let sentence = match since {
-            Some(since) => format!(
-                "{name}: not heard since {}: {}",
-                text::clock(Some(&since.into())),
-                node.why
-            ),
-            None => format!("{name}: never heard: {}", text::or_none(&node.why)),
+        let how = match since {
+            Some(since) => format!("not heard since {}", text::clock(Some(&since.into()))),
+            None => "never heard".to_owned(),
         };
-        screen.tell(Tone::Alarm, &sentence)?;
+        let why = text::or_none(&node.why);
+        if matters(name) {
+            all = false;
+            screen.tell(Tone::Alarm, &format!("{name}: {how}: {why}"))?;
+        } else {
+            // As when a node is taken out of the cluster.
+            screen.say(&format!(
+                "{name}: {how}: {why}; nothing that was asked for is there now"
+            ))?;
+        }
     }
-    Ok(code)
+    Ok(all)
 }
 
 struct Listener {
@@ -382,7 +403,7 @@ impl Listener {
     /// `attend` keeps the stream of a node going, which may have mattered from the first.
     async fn run<A: Future<Output = ()> + Send + 'static>(
         &mut self,
-        mut wanted: Wanted,
+        wanted: &mut Wanted,
         attend: impl Fn(String, bool, mpsc::Sender<Told>) -> A,
         screen: &mut Screen<'_>,
         pokes: impl Stream<Item = Poke>,
@@ -407,8 +428,12 @@ impl Listener {
                 if over || self.nodes.contains_key(&name) {
                     continue;
                 }
-                self.nodes.insert(name.clone(), Node::default());
                 let first = self.first.contains(&name);
+                let node = Node {
+                    came: (!first).then(Instant::now),
+                    ..Node::default()
+                };
+                self.nodes.insert(name.clone(), node);
                 attendants.spawn(attend(name, first, sender.clone()));
             }
             tokio::select! {
@@ -515,6 +540,11 @@ impl Listener {
                         "{name}: heard again; what happened there in the {:.1} s since {} is not told",
                         (at.clock - since.clock).as_secs_f64(),
                         text::clock(Some(&since.wall.into())),
+                    ))?;
+                } else if let Some(came) = node.came {
+                    screen.say(&format!(
+                        "{name}: heard from now on, {:.1} s after it came to matter",
+                        (at.clock - came).as_secs_f64()
                     ))?;
                 } else if !node.why.is_empty() {
                     screen.say(&format!("{name}: heard from now on"))?;
@@ -726,15 +756,18 @@ mod tests {
     fn listener(first: &[&str], later: &[&str]) -> anyhow::Result<Listener> {
         let names =
             |names: &[&str]| -> Vec<String> { names.iter().map(|&n| n.to_owned()).collect() };
-        let known = [names(first), names(later)].concat();
+        let node = |came| Node {
+            came,
+            ..Node::default()
+        };
+        let nodes = names(first).into_iter().map(|name| (name, node(None)));
+        let now = Some(Instant::now());
+        let later = names(later).into_iter().map(|name| (name, node(now)));
         Ok(Listener {
             view: View::of_nodes(Format::Json(Json::of("Event")?), None),
             ends: None,
             first: names(first).into_iter().collect(),
-            nodes: known
-                .into_iter()
-                .map(|name| (name, Node::default()))
-                .collect(),
+            nodes: nodes.chain(later).collect(),
             faults: Vec::new(),
             enough: None,
         })
@@ -881,7 +914,7 @@ mod tests {
         let mut heard = screen(&mut out, &mut err);
         let (pokes, stop) = (tokio_stream::pending(), pending());
         listener
-            .run(wanted(&names), attend, &mut heard, pokes, stop)
+            .run(&mut wanted(&names), attend, &mut heard, pokes, stop)
             .await?;
         let took = began.elapsed();
         assert!(
@@ -930,6 +963,79 @@ mod tests {
         assert_eq!(lasts(false), None, "an agent would take 0 for a mistake");
         let endless = v1::SubscribeRequest::default();
         assert_eq!(lasting(&endless, None, false), Some(endless));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn how_long_a_node_was_not_heard_that_came_later_is_told() -> anyhow::Result<()> {
+        let mut listener = listener(&[], &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        let (known, nodes) = tokio::sync::watch::channel(Known::default());
+        let mut wanted = Wanted {
+            nodes: Some(nodes),
+            ..wanted(&[])
+        };
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(60)).await;
+            known.send_modify(|known| _ = known.value.insert("n1".to_owned()));
+            pending::<()>().await;
+        });
+        let attend = |node: String, first: bool, sender: mpsc::Sender<Told>| async move {
+            assert!(!first, "{node} came later");
+            let out = Outbox { node, sender };
+            out.say(Said::Lacking("not ready".to_owned())).await;
+            sleep(Duration::from_millis(2300)).await;
+            out.say(Said::Began).await;
+            out.say(Said::Over).await;
+        };
+        let (pokes, stop) = (tokio_stream::pending(), pending());
+        listener
+            .run(&mut wanted, attend, &mut heard, pokes, stop)
+            .await?;
+        assert_eq!(
+            String::from_utf8(err)?,
+            "n1: not heard: not ready\nn1: heard from now on, 2.3 s after it came to matter\n"
+        );
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nodes_that_matter_no_more_need_not_be_heard() -> anyhow::Result<()> {
+        let mut listener = listener(&["never", "silent", "fine"], &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        let story = [
+            ("never", Said::Lacking("no agent runs there".to_owned())),
+            ("silent", Said::Began),
+            ("silent", Said::Broke("gone".to_owned())),
+            ("fine", Said::Began),
+        ];
+        for (node, said) in story {
+            listener.take(told(node, said), &mut heard)?;
+        }
+        let every_node = Wanted {
+            nodes: None,
+            ..wanted(&[])
+        };
+        for (wanted, matter) in [
+            (wanted(&["fine"]), [false, false]),
+            (wanted(&["fine", "never"]), [true, false]),
+            (wanted(&["silent"]), [false, true]),
+            (every_node, [true, true]),
+        ] {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let matters = |name: &str| wanted.matters(name);
+            let all = all_heard(&listener.nodes, matters, &mut screen(&mut out, &mut err))?;
+            assert_eq!(all, matter == [false, false], "{matter:?}");
+            let said = String::from_utf8(err)?;
+            let lines: Vec<_> = said.lines().collect();
+            assert_eq!(lines.len(), 2, "each is told of: {lines:?}");
+            for ((name, matters), line) in ["never", "silent"].into_iter().zip(matter).zip(lines) {
+                let gone = line.ends_with("; nothing that was asked for is there now");
+                assert!(line.starts_with(name) && gone != matters, "{line}");
+            }
+        }
+        Ok(())
     }
 
     #[tokio::test(start_paused = true)]
