@@ -13,7 +13,7 @@ use dinle_proto::v1::{self, subscribe_response::Message};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::Status;
@@ -61,31 +61,46 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Looks, and waits until there is something to see.
-    async fn look(cluster: &Cluster, selector: &v1::Selector) -> anyhow::Result<Self> {
-        let nodes = cluster.nodes(selector).map_err(Refused)?;
+    /// Looks for the nodes of selected pods, or for all that have an agent, and waits until there is something to see.
+    async fn look(
+        cluster: &Cluster,
+        selector: Option<&v1::Selector>,
+        screen: &mut Screen<'_>,
+    ) -> anyhow::Result<Self> {
+        let nodes = match selector {
+            Some(selector) => cluster.nodes(selector).map_err(Refused)?,
+            None => None,
+        };
         let mut wanted = Self {
             agents: cluster.agents(),
             nodes,
         };
-        let lists = async {
-            first(&mut wanted.agents).await?;
-            match &mut wanted.nodes {
-                Some(nodes) => first(nodes).await,
-                None => Ok(()),
-            }
-        };
-        match timeout(LISTS_MAX, lists).await {
-            Ok(listed) => listed.map_err(anyhow::Error::msg)?,
-            Err(_) => anyhow::bail!(
-                "the API server did not list pods within {} s",
-                LISTS_MAX.as_secs()
-            ),
-        }
+        let everywhere = selector.is_some_and(|selector| selector.namespaces.is_empty());
+        wanted.listed(everywhere, screen).await?;
         if wanted.agents.borrow().value.is_empty() {
             anyhow::bail!("{}", cluster.no_agents());
         }
         Ok(wanted)
+    }
+
+    /// Waits for the first lists. Where the pods are `everywhere`, it will do to know the agents: that takes no permission in namespaces of
+    /// others.
+    async fn listed(&mut self, everywhere: bool, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+        let until = Instant::now() + LISTS_MAX;
+        let agents = in_time(until, first(&mut self.agents)).await;
+        agents.map_err(anyhow::Error::msg)?;
+        let Some(nodes) = &mut self.nodes else {
+            return Ok(());
+        };
+        match in_time(until, first(nodes)).await {
+            Ok(()) => Ok(()),
+            Err(fault) if everywhere => {
+                self.nodes = None;
+                screen.say(&format!("{fault}; only nodes with an agent are asked"))?;
+                Ok(())
+            }
+            Err(fault) => Err(anyhow::Error::msg(fault)),
+        }
     }
 
     fn names(&self) -> BTreeSet<String> {
@@ -128,6 +143,15 @@ impl Wanted {
             pending().await
         }
     }
+}
+
+async fn in_time(
+    until: Instant,
+    listed: impl Future<Output = Result<(), String>>,
+) -> Result<(), String> {
+    let seconds = LISTS_MAX.as_secs();
+    let late = |_| format!("the API server did not list pods within {seconds} s");
+    timeout_at(until, listed).await.map_err(late)?
 }
 
 /// Waits for the first list.
@@ -176,14 +200,15 @@ pub(super) async fn of_node(
     }
 }
 
-/// Asks the agent of each node that matters once. Which nodes did not answer is told, and makes for the exit status.
+/// Asks the agent of each node of selected pods once, or of each that has one. Which nodes did not answer is told, and makes for the exit
+/// status.
 pub(super) async fn every<T>(
     cluster: &Cluster,
-    selector: &v1::Selector,
+    selector: Option<&v1::Selector>,
     screen: &mut Screen<'_>,
     ask: impl AsyncFn(&mut Client, &Place) -> anyhow::Result<T>,
 ) -> anyhow::Result<(Vec<T>, ExitCode)> {
-    let wanted = Wanted::look(cluster, selector).await?;
+    let wanted = Wanted::look(cluster, selector, screen).await?;
     let mut answers = Vec::new();
     let mut silent = 0;
     for node in wanted.names() {
@@ -304,7 +329,7 @@ pub(super) async fn listen(
         let ask = async |client: &mut Client, place: &Place| {
             explained(client, place, request.clone()).await
         };
-        let (plans, code) = every(cluster, &selector, screen, ask).await?;
+        let (plans, code) = every(cluster, Some(&selector), screen, ask).await?;
         for plan in &plans {
             print_plan(plan, &format, screen)?;
         }
@@ -313,7 +338,7 @@ pub(super) async fn listen(
     let mut stop = pin!(interrupted()?);
     let mut wanted = tokio::select! {
         () = &mut stop => return Ok(ExitCode::SUCCESS),
-        wanted = Wanted::look(cluster, &selector) => wanted?,
+        wanted = Wanted::look(cluster, Some(&selector), screen) => wanted?,
     };
     let first = wanted.names();
     if first.is_empty() {
@@ -884,6 +909,41 @@ mod tests {
             agents: tokio::sync::watch::channel(Known::default()).1,
             nodes: Some(tokio::sync::watch::channel(known).1),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_of_all_namespaces_need_not_be_listed() -> anyhow::Result<()> {
+        let asked = |fault: Option<&str>| {
+            let agents = Known {
+                synced: true,
+                fault: None,
+                value: BTreeMap::default(),
+            };
+            let nodes = Known {
+                fault: fault.map(str::to_owned),
+                ..Known::default()
+            };
+            let (nodes, followed) = tokio::sync::watch::channel(nodes);
+            let wanted = Wanted {
+                agents: tokio::sync::watch::channel(agents).1,
+                nodes: Some(followed),
+            };
+            (wanted, nodes)
+        };
+        let slow = "the API server did not list pods within 20 s";
+        for (fault, why) in [(Some("you may not"), "you may not"), (None, slow)] {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let mut heard = screen(&mut out, &mut err);
+            let (mut wanted, _nodes) = asked(fault);
+            let error = wanted.listed(false, &mut heard).await.expect_err(why);
+            assert_eq!(error.to_string(), why);
+            let (mut wanted, _nodes) = asked(fault);
+            wanted.listed(true, &mut heard).await?;
+            assert!(wanted.nodes.is_none());
+            let said = format!("{why}; only nodes with an agent are asked\n");
+            assert_eq!(String::from_utf8(err)?, said);
+        }
+        Ok(())
     }
 
     #[tokio::test(start_paused = true)]
