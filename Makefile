@@ -4,7 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help build dist test demo bench vm cluster check fix clean
 
-# dev or release.
+# dev, release or dist.
 PROFILE ?= dev
 # Kernels for `make vm`; empty: the default set, `all`: every one that is known.
 KERNELS ?=
@@ -14,7 +14,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo --preserve-env)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## build the one binary, target/<host>/debug/dinle (PROFILE=release for the one to ship)
+build: ## build the one binary, target/<host>/debug/dinle (PROFILE=dist for the one to ship)
 	@e2e/setup build
 	cargo build --workspace --profile $(PROFILE)
 

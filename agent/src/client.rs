@@ -54,10 +54,10 @@ const EXIT_PARTLY: u8 = 3;
 /// What the exit status says, for the end of the help.
 pub const EXIT_STATUS: &str = "\
 Exit status:
-  0  all went well, also when events were lost and told, or whoever read the output had enough
-  1  something failed, the agent ended the stream unasked, or the books do not balance
-  2  the command line or an agent refused what was asked for
-  3  of a cluster's nodes some were not heard; which and why was told";
+  0  all went well; what was lost, or not heard for a while, was told; or the reader had enough
+  1  something failed: no agent was reached, it refused or left, or the books do not balance
+  2  what was asked for is wrong, as the command line or an agent says
+  3  of a cluster's nodes some were not heard, or not to the end; which and why was told";
 
 /// What `dinle` can ask of an agent.
 #[derive(Clone, Debug, clap::Subcommand)]

@@ -147,7 +147,7 @@ impl Cluster {
         pods::agents(self.client.clone(), agents_namespace, agents_labels)
     }
 
-    /// Follows the nodes on which selected pods run. `None` if they may be on any node: all pods are wanted, or what is no pod.
+    /// Follows the nodes on which selected pods run, with an agent or without. `None` if every node is meant: what is no pod is wanted.
     ///
     /// # Errors
     /// The selector is wrong: a sentence for each part of it.
@@ -155,20 +155,16 @@ impl Cluster {
         let parsed = Selector::parse(Some(selector)).map_err(|invalid| invalid.to_string())?;
         let v1::Selector {
             namespaces,
-            pods: names,
             label_selector,
-            owners,
-            // Which containers run is known on the node.
+            // What is parsed has them. Which containers run is known on the node.
+            pods: _,
+            owners: _,
             containers: _,
             host_processes: _,
         } = selector;
-        let any_host = selector.host_processes() != v1::HostProcesses::Exclude;
-        let any_pod = namespaces.is_empty()
-            && names.is_empty()
-            && label_selector.is_empty()
-            && owners.is_empty();
-        if any_host || any_pod {
-            return Ok(None);
+        match selector.host_processes() {
+            v1::HostProcesses::Unspecified | v1::HostProcesses::Exclude => {}
+            v1::HostProcesses::Include | v1::HostProcesses::Only => return Ok(None),
         }
         let client = self.client.clone();
         Ok(Some(pods::nodes(
@@ -301,4 +297,41 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::client::Body;
+    use tower_test::mock::{Handle, pair};
+
+    type Server = Handle<http::Request<Body>, http::Response<axum::body::Body>>;
+
+    fn cluster() -> (Cluster, Server) {
+        let (service, server) = pair();
+        let cluster = Cluster {
+            client: Client::new(service, "default"),
+            config: Arc::new(Config::new(Uri::from_static("http://127.0.0.1:9"))),
+            token: token::Kept::default(),
+            namespace: "default".to_owned(),
+            options: Options::default(),
+        };
+        (cluster, server)
+    }
+
+    #[tokio::test]
+    async fn nodes_of_all_pods_are_followed_too_but_what_is_no_pod_is_on_every_node() {
+        let (cluster, mut server) = cluster();
+        for host in [v1::HostProcesses::Include, v1::HostProcesses::Only] {
+            let selector = v1::Selector {
+                host_processes: host.into(),
+                ..v1::Selector::default()
+            };
+            assert!(cluster.nodes(&selector).expect("a selector").is_none());
+        }
+        let followed = cluster.nodes(&v1::Selector::default());
+        let _followed = followed.expect("a selector").expect("they are followed");
+        let (request, _) = server.next_request().await.expect("it lists");
+        assert_eq!(request.uri().path(), "/api/v1/pods");
+    }
 }

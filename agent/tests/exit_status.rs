@@ -1,4 +1,4 @@
-//! What the program says by its exit status, and that its help says the same.
+//! What the program says by its exit status, and that its help and docs/clients.md say the same.
 
 use std::{
     net::TcpListener,
@@ -103,5 +103,15 @@ fn the_help_ends_with_all_of_them() {
             .filter_map(|line| line.trim_start().chars().next())
             .collect();
         assert_eq!(told, ['0', '1', '2', '3'], "{help}");
+    }
+}
+
+#[test]
+fn the_documents_say_the_same_as_the_help() {
+    let documents = include_str!("../../docs/clients.md");
+    for line in dinle::client::EXIT_STATUS.lines().skip(1) {
+        let (status, meaning) = line.trim_start().split_once("  ").expect("two columns");
+        let row = format!("| {status} | {meaning} |\n");
+        assert!(documents.contains(&row), "docs/clients.md lacks {row}");
     }
 }

@@ -53,9 +53,7 @@ impl Status {
                 (vec![answer], ExitCode::SUCCESS)
             }
             // Every node that has an agent.
-            Reach::Cluster(cluster) => {
-                every(&cluster, &v1::Selector::default(), screen, ask).await?
-            }
+            Reach::Cluster(cluster) => every(&cluster, None, screen, ask).await?,
         };
         for (number, (status, kinds)) in answers.iter().enumerate() {
             match &output {

@@ -63,7 +63,7 @@ impl Workloads {
                 let ask = async |client: &mut Client, place: &Place| {
                     list(client, place, selector.clone()).await
                 };
-                let (lists, code) = every(&cluster, &selector, screen, ask).await?;
+                let (lists, code) = every(&cluster, Some(&selector), screen, ask).await?;
                 (lists.concat(), code)
             }
         };

@@ -56,7 +56,7 @@ pub(super) fn nodes(
     }
     let lists = watched.len();
     let events = watched.into_iter().map(|(pods, place)| {
-        let events = watcher(pods, config()).default_backoff();
+        let events = watcher(pods, config()).default_backoff().modify(slim);
         events.map(move |event| (place.clone(), event)).boxed()
     });
     let (sender, receiver) = watch::channel(Known::default());
@@ -203,6 +203,20 @@ fn by_node(pods: &HashMap<String, k8s::Pod>) -> BTreeMap<String, Agent> {
     agents.map(|(node, (_, agent))| (node, agent)).collect()
 }
 
+/// Leaves out what nobody asks a pod for: those of a large cluster, as they come, are hundreds of megabytes.
+fn slim(pod: &mut k8s::Pod) {
+    pod.metadata.managed_fields = None;
+    pod.metadata.annotations = None;
+    pod.spec = pod.spec.take().map(|spec| k8s::PodSpec {
+        node_name: spec.node_name,
+        ..k8s::PodSpec::default()
+    });
+    pod.status = pod.status.take().map(|status| k8s::PodStatus {
+        phase: status.phase,
+        ..k8s::PodStatus::default()
+    });
+}
+
 /// Nodes of the pods that are selected and have not ended.
 fn of_selected(pods: &HashMap<String, k8s::Pod>, selector: &Selector) -> BTreeSet<String> {
     let ended = |pod: &k8s::Pod| {
@@ -296,12 +310,13 @@ mod tests {
             pods: vec!["web-*".to_owned()],
             ..Default::default()
         }));
-        let pods = keyed([
+        let mut pods = keyed([
             pod("web-1", "a", "Running"),
             pod("web-2", "b", "Pending"),
             pod("web-3", "c", "Succeeded"),
             pod("db-1", "d", "Running"),
         ]);
+        pods.values_mut().for_each(slim);
         let nodes = of_selected(&pods, &selector.expect("a selector"));
         assert_eq!(nodes, ["a", "b"].map(str::to_owned).into());
     }
