@@ -18,7 +18,7 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// What an agent keeps a stream for, at most.
 const WINDOW_MAX: Duration = Duration::from_secs(60);
 /// How long an agent may take to let a stream go.
-const LEAVE_MAX: Duration = Duration::from_secs(1);
+pub(super) const LEAVE_MAX: Duration = Duration::from_secs(1);
 
 /// What is known of a stream, over all its connections.
 #[derive(Clone, Debug)]
@@ -39,8 +39,8 @@ pub(super) struct Lasting {
 pub(super) enum Again {
     /// With the same stream: what happened meanwhile comes, or its loss is told.
     Resumed,
-    /// With another one: what happened meanwhile is not told, and why.
-    Anew(String),
+    /// With another one: what happened meanwhile is not told.
+    Anew,
 }
 
 impl Lasting {
@@ -63,6 +63,11 @@ impl Lasting {
     /// How long it is tried to go on.
     pub(super) fn patience(&self) -> Duration {
         self.patience
+    }
+
+    /// What was asked for.
+    pub(super) fn asked(&self) -> &v1::SubscribeRequest {
+        &self.asked
     }
 
     /// Takes note of a message.
@@ -103,28 +108,39 @@ impl Lasting {
         &mut self,
         client: &mut Client,
     ) -> Result<(Again, Streaming<v1::SubscribeResponse>), Status> {
-        let mut why = "the agent keeps no streams".to_owned();
-        if let Some((stream_id, token)) = self.resumable.clone() {
-            let request = v1::SubscribeRequest {
-                resume: Some(v1::Resume {
-                    stream_id,
-                    token,
-                    received: self.received,
-                }),
-                ..Default::default()
-            };
-            match within(client.subscribe(request)).await {
-                Ok(messages) => return Ok((Again::Resumed, messages)),
-                Err(status) if [Code::NotFound, Code::OutOfRange].contains(&status.code()) => {
-                    why = status.message().to_owned();
-                }
-                Err(status) => return Err(status),
-            }
+        if let Some(messages) = self.resume(client).await? {
+            return Ok((Again::Resumed, messages));
         }
         let messages = within(client.subscribe(self.rest())).await?;
-        self.resumable = None;
-        self.received = 0;
-        Ok((Again::Anew(why), messages))
+        Ok((Again::Anew, messages))
+    }
+
+    /// The messages of the same stream, on another connection. `None` if it is not there, and there is nothing to go on with any more.
+    pub(super) async fn resume(
+        &mut self,
+        client: &mut Client,
+    ) -> Result<Option<Streaming<v1::SubscribeResponse>>, Status> {
+        let Some((stream_id, token)) = self.resumable.clone() else {
+            self.received = 0;
+            return Ok(None);
+        };
+        let request = v1::SubscribeRequest {
+            resume: Some(v1::Resume {
+                stream_id,
+                token,
+                received: self.received,
+            }),
+            ..Default::default()
+        };
+        match within(client.subscribe(request)).await {
+            Ok(messages) => Ok(Some(messages)),
+            Err(status) if [Code::NotFound, Code::OutOfRange].contains(&status.code()) => {
+                self.resumable = None;
+                self.received = 0;
+                Ok(None)
+            }
+            Err(status) => Err(status),
+        }
     }
 
     /// What is left of the request.

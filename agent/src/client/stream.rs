@@ -212,6 +212,11 @@ impl View {
         Ok(())
     }
 
+    /// That one was over, and goes on.
+    pub(super) fn again(&mut self, stream: StreamId) {
+        self.streams[stream].over = false;
+    }
+
     /// Nothing more comes from that one.
     pub(super) fn over(&mut self, stream: StreamId) {
         self.streams[stream].over = true;

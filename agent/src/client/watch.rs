@@ -355,11 +355,14 @@ pub(super) async fn listen_and(
             Again::Resumed => screen.say(&format!(
                 "connected again after {seconds:.1} s: what happened meanwhile comes now, or is told as lost"
             ))?,
-            Again::Anew(why) => {
+            Again::Anew => {
                 view.begin_anew(screen)?;
                 screen.tell(
                     Tone::Alarm,
-                    &format!("connected again after {seconds:.1} s, but what happened meanwhile is not told: {why}"),
+                    &format!(
+                        "connected again after {seconds:.1} s to an agent that does not have the stream any more: what happened meanwhile is \
+                         not told"
+                    ),
                 )?;
             }
         }

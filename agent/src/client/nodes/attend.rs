@@ -7,18 +7,20 @@ use std::{
 };
 
 use dinle_proto::v1::{self, subscribe_response::Message};
+use futures::StreamExt as _;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_stream::{Stream, StreamExt as _};
+use tokio_stream::Stream;
 use tonic::Status;
 
 use super::{RETRY, reach};
 use crate::{
     client::{
         Refused,
-        connect::{Client, Place, SILENCE_MAX, answer},
+        connect::{Client, Place, SILENCE_MAX, answer, failure},
+        lasting::Lasting,
         stream::Ending,
     },
     cluster::{Agent, Agents, Cluster},
@@ -56,6 +58,8 @@ pub(super) struct Told {
 pub(super) enum Said {
     /// The stream began.
     Began,
+    /// The stream that broke goes on.
+    Resumed,
     Message(Box<v1::SubscribeResponse>),
     /// It broke.
     Broke(String),
@@ -71,7 +75,7 @@ pub(super) enum Said {
 ///
 /// One that is to be `whole` takes as long as was asked for, however long the way to the agent was: the agent counts from its own beginning,
 /// and its last books and snapshot come at the end. Others end when it is time.
-fn lasting(
+fn bounded(
     request: &v1::SubscribeRequest,
     ends: Option<Instant>,
     whole: bool,
@@ -148,7 +152,9 @@ impl Outbox {
 pub(super) struct Attendant {
     pub(super) cluster: Cluster,
     pub(super) agents: Agents,
-    pub(super) request: v1::SubscribeRequest,
+    pub(super) lasting: Lasting,
+    /// It is to leave.
+    pub(super) left: watch::Receiver<bool>,
     pub(super) ends: Option<Instant>,
     /// The node matters from the start.
     pub(super) first: bool,
@@ -161,7 +167,12 @@ impl Attendant {
         let mut whole = self.first;
         loop {
             let before: Option<Agent> = self.agent();
-            match reach(&self.cluster, &self.out.node, &self.agents).await {
+            let mut left = self.left.clone();
+            let reached = tokio::select! {
+                reached = reach(&self.cluster, &self.out.node, &self.agents) => reached,
+                _ = left.wait_for(|left| *left) => return,
+            };
+            match reached {
                 Ok(client) => match self.attend(client, whole, &mut delay).await {
                     Ok(()) => return,
                     Err(why) => self.out.say(why).await,
@@ -175,6 +186,7 @@ impl Attendant {
             let another = agents.wait_for(|known| known.value.get(node) != before.as_ref());
             tokio::select! {
                 () = sleep(delay) => {}
+                _ = left.wait_for(|left| *left) => return,
                 changed = another => if changed.is_err() { return },
             }
             delay = (delay * 2).min(RETRY_MAX);
@@ -191,33 +203,54 @@ impl Attendant {
 
     /// Passes a stream on until it ends. `Ok` if that is for good.
     async fn attend(
-        &self,
+        &mut self,
         mut client: Client,
         whole: bool,
         delay: &mut Duration,
     ) -> Result<(), Said> {
         let place = Place::On(self.out.node.clone());
-        let Some(request) = lasting(&self.request, self.ends, whole) else {
+        let Some(request) = bounded(self.lasting.asked(), self.ends, whole) else {
             return Ok(());
         };
         let lasts = request
             .max_duration
             .and_then(|lasts| Duration::try_from(lasts).ok());
-        let subscribed = answer(&place, client.subscribe(request)).await;
-        let messages = match subscribed {
-            Ok(messages) => messages,
-            Err(error) if error.is::<Refused>() => {
-                self.out.say(Said::Refused(error)).await;
-                return Ok(());
-            }
-            Err(error) => return Err(Said::Lacking(format!("{error:#}"))),
+        let lacking = |why: anyhow::Error| Said::Lacking(format!("{why:#}"));
+        let resumed = self.lasting.resume(&mut client).await;
+        let resumed = resumed.map_err(|status| lacking(failure(&place, &status)))?;
+        let (began, messages) = match resumed {
+            Some(messages) => (Said::Resumed, messages),
+            None => match answer(&place, client.subscribe(request)).await {
+                Ok(messages) => (Said::Began, messages),
+                Err(error) if error.is::<Refused>() => {
+                    self.out.say(Said::Refused(error)).await;
+                    return Ok(());
+                }
+                Err(error) => return Err(lacking(error)),
+            },
         };
         let until = lasts.and_then(|lasts| Instant::now().checked_add(lasts.saturating_add(GRACE)));
-        self.out.say(Said::Began).await;
+        self.out.say(began).await;
         *delay = RETRY;
-        let ending = self.out.pass(messages, until).await;
+        let Self {
+            lasting, left, out, ..
+        } = self;
+        let noted = messages.inspect(|message| {
+            if let Ok(message) = message {
+                lasting.note(message);
+            }
+        });
+        let ending = tokio::select! {
+            ending = out.pass(noted, until) => Some(ending),
+            _ = left.wait_for(|left| *left) => None,
+        };
+        let Some(ending) = ending else {
+            self.lasting.leave(&mut client).await;
+            return Ok(());
+        };
         match ending.error(&place) {
             None => {
+                self.lasting.leave(&mut client).await;
                 self.out.say(Said::Over).await;
                 Ok(())
             }
@@ -253,7 +286,7 @@ mod tests {
         };
         let ends = Some(Instant::now() + asked);
         let lasts = |whole| {
-            let request = lasting(&request, ends, whole)?;
+            let request = bounded(&request, ends, whole)?;
             Duration::try_from(request.max_duration?).ok()
         };
         tokio::time::advance(Duration::from_secs(4)).await;
@@ -262,6 +295,6 @@ mod tests {
         tokio::time::advance(Duration::from_secs(6)).await;
         assert_eq!(lasts(false), None, "an agent would take 0 for a mistake");
         let endless = v1::SubscribeRequest::default();
-        assert_eq!(lasting(&endless, None, false), Some(endless));
+        assert_eq!(bounded(&endless, None, false), Some(endless));
     }
 }

@@ -9,9 +9,9 @@ use std::{
 
 use dinle_proto::v1;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::{Stream, StreamExt as _};
 
@@ -25,6 +25,7 @@ use crate::{
         EXIT_PARTLY, Refused, Screen,
         args::Bounds,
         connect::{Client, Place},
+        lasting::{LEAVE_MAX, Lasting},
         look::Tone,
         stream::{Format, StreamId, View, interrupted},
         text,
@@ -54,6 +55,8 @@ pub(in crate::client) struct Asked {
 #[derive(Default)]
 struct Node {
     stream: Option<StreamId>,
+    /// Its stream, while that is broken off.
+    broken: Option<StreamId>,
     /// When it came to matter, if it did not from the start.
     came: Option<Instant>,
     /// When it was heard last.
@@ -112,11 +115,13 @@ pub(in crate::client) async fn listen(
         .and_then(|duration| Duration::try_from(duration).ok());
     let ends = duration.and_then(|duration| Instant::now().checked_add(duration));
     let agents = wanted.agents.clone();
+    let (leave, left) = watch::channel(false);
     let attend = |node: String, first: bool, sender: mpsc::Sender<Told>| {
         let attendant = Attendant {
             cluster: cluster.clone(),
             agents: agents.clone(),
-            request: request.clone(),
+            lasting: Lasting::new(request.clone(), bounds.reconnect),
+            left: left.clone(),
             ends,
             first,
             out: Outbox { node, sender },
@@ -131,7 +136,9 @@ pub(in crate::client) async fn listen(
         faults: Vec::new(),
         enough: None,
     };
-    let result = listener.run(&mut wanted, attend, screen, pokes, stop).await;
+    let result = listener
+        .run(&mut wanted, attend, leave, screen, pokes, stop)
+        .await;
     // What came before is told in any case.
     listener.view.release(true, screen)?;
     let balanced = listener.view.close(screen)?;
@@ -188,11 +195,12 @@ struct Listener {
 }
 
 impl Listener {
-    /// `attend` keeps the stream of a node going, which may have mattered from the first.
+    /// `attend` keeps the stream of a node going, which may have mattered from the first, until `leave` tells it to leave.
     async fn run<A: Future<Output = ()> + Send + 'static>(
         &mut self,
         wanted: &mut Wanted,
         attend: impl Fn(String, bool, mpsc::Sender<Told>) -> A,
+        leave: watch::Sender<bool>,
         screen: &mut Screen<'_>,
         pokes: impl Stream<Item = Poke>,
         mut stop: impl Future<Output = ()> + Unpin,
@@ -251,6 +259,10 @@ impl Listener {
             }
         }
         // What came already is told, and counts in the books.
+        leave.send_replace(true);
+        let gone = async { while attendants.join_next().await.is_some() {} };
+        // Agents find out by themselves, later.
+        _ = timeout(LEAVE_MAX, gone).await;
         drop(attendants);
         while let Ok(told) = inbox.try_recv() {
             if self.enough.is_none()
@@ -339,6 +351,20 @@ impl Listener {
                 }
                 node.why.clear();
             }
+            Said::Resumed => {
+                node.last = Some(at);
+                if let Some(stream) = node.broken.take() {
+                    view.again(stream);
+                    node.stream = Some(stream);
+                }
+                if let Some(since) = node.silent.take() {
+                    screen.say(&format!(
+                        "{name}: heard again after {:.1} s: what happened there meanwhile comes now, or is told as lost",
+                        (at.clock - since.clock).as_secs_f64(),
+                    ))?;
+                }
+                node.why.clear();
+            }
             Said::Message(message) => {
                 node.last = Some(at);
                 if let Some(stream) = node.stream {
@@ -349,6 +375,7 @@ impl Listener {
             Said::Broke(why) => {
                 if let Some(stream) = node.stream.take() {
                     view.over(stream);
+                    node.broken = Some(stream);
                 }
                 // What happened since the last message may not have come, even if it took a while to notice.
                 node.silent = node.last;
@@ -509,8 +536,8 @@ mod tests {
             value: names.iter().map(|&name| name.to_owned()).collect(),
         };
         Wanted {
-            agents: tokio::sync::watch::channel(Known::default()).1,
-            nodes: Some(tokio::sync::watch::channel(known).1),
+            agents: watch::channel(Known::default()).1,
+            nodes: Some(watch::channel(known).1),
         }
     }
 
@@ -525,24 +552,31 @@ mod tests {
             nodes: BTreeMap::new(),
             ..listener(&names, &[])?
         };
-        let attend = |node: String, first: bool, sender: mpsc::Sender<Told>| async move {
-            assert!(first, "{node} mattered from the start");
-            let out = Outbox { node, sender };
-            match out.node.as_str() {
-                "at-once" => {}
-                "late" => sleep(DIALS).await,
-                _ => pending().await,
+        let (leave, left) = watch::channel(false);
+        let attend = |node: String, first: bool, sender: mpsc::Sender<Told>| {
+            let mut left = left.clone();
+            async move {
+                assert!(first, "{node} mattered from the start");
+                let out = Outbox { node, sender };
+                match out.node.as_str() {
+                    "at-once" => {}
+                    "late" => sleep(DIALS).await,
+                    _ => {
+                        _ = left.wait_for(|left| *left).await;
+                        return;
+                    }
+                }
+                out.say(Said::Began).await;
+                sleep(DURATION).await;
+                out.say(batch(&[1])).await;
+                out.say(Said::Over).await;
             }
-            out.say(Said::Began).await;
-            sleep(DURATION).await;
-            out.say(batch(&[1])).await;
-            out.say(Said::Over).await;
         };
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let mut heard = screen(&mut out, &mut err);
         let (pokes, stop) = (tokio_stream::pending(), pending());
         listener
-            .run(&mut wanted(&names), attend, &mut heard, pokes, stop)
+            .run(&mut wanted(&names), attend, leave, &mut heard, pokes, stop)
             .await?;
         let took = began.elapsed();
         assert!(
@@ -563,7 +597,7 @@ mod tests {
         let mut listener = listener(&[], &[])?;
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let mut heard = screen(&mut out, &mut err);
-        let (known, nodes) = tokio::sync::watch::channel(Known::default());
+        let (known, nodes) = watch::channel(Known::default());
         let mut wanted = Wanted {
             nodes: Some(nodes),
             ..wanted(&[])
@@ -583,7 +617,14 @@ mod tests {
         };
         let (pokes, stop) = (tokio_stream::pending(), pending());
         listener
-            .run(&mut wanted, attend, &mut heard, pokes, stop)
+            .run(
+                &mut wanted,
+                attend,
+                watch::channel(false).0,
+                &mut heard,
+                pokes,
+                stop,
+            )
             .await?;
         assert_eq!(
             String::from_utf8(err)?,
