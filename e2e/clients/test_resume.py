@@ -1,7 +1,12 @@
 """A connection breaks, and the stream goes on with another one: nothing is missing, or it is told what."""
 
+import json
+import signal
+import socket
+import subprocess
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 import pytest
@@ -217,3 +222,142 @@ def test_who_did_not_ask_for_it_leaves_nothing(agent, observer, v1):
         assert number in open_streams(observer, v1)
     wait_until(lambda: number not in open_streams(observer, v1), PATIENCE_SECONDS, "the stream is gone")
     assert refusal(observer, stream.resume())[0] == grpc.StatusCode.NOT_FOUND
+
+
+class Proxy:
+    """Stands between, and breaks connections when it is told to."""
+
+    def __init__(self, target: str):
+        self.host, port = target.split(":")
+        self.port = int(port)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:{}".format(self.listener.getsockname()[1])
+        self.open, self.lock, self.refuses = [], threading.Lock(), False
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            with self.lock:
+                if self.refuses:
+                    client.close()
+                    continue
+                server = socket.create_connection((self.host, self.port))
+                self.open += [client, server]
+            for pair in ((client, server), (server, client)):
+                threading.Thread(target=self.copy, args=pair, daemon=True).start()
+
+    @staticmethod
+    def copy(source: socket.socket, sink: socket.socket):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for one in (source, sink):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def sever(self, refuse: bool):
+        """Breaks what is open; whether others are refused from now on."""
+        with self.lock:
+            self.refuses = refuse
+            for one in self.open:
+                with suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+            self.open = []
+
+
+class Watching:
+    """`dinle execsnoop`, with what it prints."""
+
+    def __init__(self, address: str, *flags: str):
+        command = [node.binary(), "execsnoop", "--address", address, "-n", "shop", "-o", "json", *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.out, self.err = [], []
+        self.readers = [
+            threading.Thread(target=lambda: self.out.extend(json.loads(line)["exec"]["args"][-1] for line in self.process.stdout)),
+            threading.Thread(target=self.note),
+        ]
+        for reader in self.readers:
+            reader.start()
+
+    def note(self):
+        for line in self.process.stderr:
+            self.err.append(line)
+
+    def until(self, condition, what: str):
+        wait_until(lambda: condition(self), PATIENCE_SECONDS, f"{what}: {self.out[-3:]} {self.err}")
+
+    def wait(self) -> int:
+        code = self.process.wait(PATIENCE_SECONDS)
+        for reader in self.readers:
+            reader.join()
+        return code
+
+
+def test_the_command_line_goes_on_when_its_connection_breaks(agent, observer, v1, shop):
+    proxy = Proxy(agent.grpc)
+    before = open_streams(observer, v1)
+    watching = Watching(proxy.address, "--count", "72")
+    wait_until(lambda: open_streams(observer, v1) - before, PATIENCE_SECONDS, "the stream begins")
+    expected = []
+    try:
+        for turn in range(3):
+            expected += runs(shop, turn * 100, 11)
+            watching.until(lambda it: len(it.out) == len(expected), "events")
+            proxy.sever(refuse=True)
+            watching.until(lambda it: sum("trying again" in line for line in it.err) == turn + 1, "it notices")
+            expected += runs(shop, turn * 100 + 50, 13)
+            proxy.sever(refuse=False)
+            watching.until(lambda it: len(it.out) == len(expected), "what happened meanwhile")
+        code = watching.wait()
+    finally:
+        watching.process.kill()
+    assert code == 0, watching.err
+    assert watching.out == expected
+    assert sum(line.startswith("connected again after") for line in watching.err) == 3, watching.err
+    # One stream, whose books balance.
+    books = [line for line in watching.err if line.startswith("books: ")]
+    assert len(books) == 1 and " + lost 0" in books[0], watching.err
+
+
+def test_the_command_line_leaves_nothing_behind_when_it_is_interrupted(agent, observer, v1):
+    before = open_streams(observer, v1)
+    watching = Watching(agent.grpc)
+    wait_until(lambda: open_streams(observer, v1) - before, PATIENCE_SECONDS, "the stream begins")
+    watching.process.send_signal(signal.SIGINT)
+    assert watching.wait() == 0
+    # One that is left is kept for longer than this waits.
+    assert open_streams(observer, v1) == before
+
+
+def test_the_command_line_begins_anew_with_another_agent_and_says_so(pods, v1, shop):
+    with node.Agent(PODS, NODE) as first:
+        command = first.command
+        watching = Watching(first.grpc)
+        with grpc.insecure_channel(first.grpc) as channel:
+            wait_until(lambda: open_streams(v1.ObserverStub(channel), v1), PATIENCE_SECONDS, "the stream begins")
+        expected = runs(shop, 0, 5)
+        watching.until(lambda it: len(it.out) == 5, "events")
+    watching.until(lambda it: any("shuts down; trying again" in line for line in it.err), "it notices")
+    second = node.Agent(PODS, NODE)
+    second.grpc, second.http, second.command = first.grpc, first.http, command
+    with second:
+        watching.until(lambda it: any("is not told" in line for line in it.err), "it begins anew")
+        expected += runs(shop, 100, 7)
+        watching.until(lambda it: len(it.out) == 12, "events of the second")
+        watching.process.send_signal(signal.SIGINT)
+        code = watching.wait()
+    assert (code, watching.out) == (0, expected), watching.err
+    assert sum(line.startswith("books: ") for line in watching.err) == 2, watching.err
+
+
+def test_the_command_line_gives_up_in_the_end(pods, v1):
+    with node.Agent(PODS, NODE) as agent:
+        watching = Watching(agent.grpc, "--reconnect", "1s")
+        with grpc.insecure_channel(agent.grpc) as channel:
+            wait_until(lambda: open_streams(v1.ObserverStub(channel), v1), PATIENCE_SECONDS, "the stream begins")
+    assert watching.wait() == 1
+    assert "could not be reached again for 1 s" in watching.err[-1], watching.err
