@@ -184,7 +184,7 @@ impl Hub {
         caller: v1::Caller,
         grant: Grant,
     ) -> Result<Subscription, Full> {
-        let (queue, receiver) = Queue::new(request.queue_bytes);
+        let (queue, receiver) = Queue::new(request.queue_bytes - sent::room(&request));
         let listener = Arc::new(Listener {
             id: self.0.next_id.fetch_add(1, Ordering::Relaxed),
             started: SystemTime::now(),

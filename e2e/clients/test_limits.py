@@ -50,8 +50,20 @@ def metrics(agent) -> dict[str, int]:
 
 
 def test_who_does_not_fit_learns_why_and_comes_in_when_there_is_room(frugal, frugal_observer, v1, pods):
-    # The default is more than all of it.
-    assert "4194304 bytes" in refusal(frugal_observer, v1, 0)
+    # Who says nothing asks for no more than there is.
+    with stream(frugal_observer, v1, 0):
+        assert metrics(frugal)["queue_size_bytes"] == 2 * QUEUE_BYTES
+        assert f"{QUEUE_BYTES} bytes" in refusal(frugal_observer, v1, QUEUE_BYTES)
+    node.wait_until(lambda: frugal.streams() == 0, PATIENCE_SECONDS, "no stream is left")
+    # So does our own client, which has some kept of what was sent.
+    command = [node.binary(), "execsnoop", "--address", frugal.grpc, "--duration", "1s"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 0, done.stderr
+    node.wait_until(lambda: frugal.streams() == 0, PATIENCE_SECONDS, "no stream is left")
+    # What never fits is wrong, and not a matter of time.
+    with pytest.raises(grpc.RpcError) as refused, stream(frugal_observer, v1, 2 * QUEUE_BYTES + 1):
+        pass
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     with stream(frugal_observer, v1, QUEUE_BYTES) as first:
         with stream(frugal_observer, v1, QUEUE_BYTES):
             assert "--max-queue-bytes" in refusal(frugal_observer, v1, QUEUE_BYTES)

@@ -7,8 +7,7 @@ use std::sync::{
 
 use dinle_proto::v1;
 
-use super::{LISTENERS_MAX, Listener, sent};
-use crate::filter::Request;
+use super::{LISTENERS_MAX, Listener};
 
 /// What all streams together may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,18 +99,9 @@ impl Refusals {
     }
 }
 
-/// Sum of the queues' sizes, in bytes, with what is kept to be sent again.
+/// Sum of the queues' sizes, in bytes.
 pub(super) fn queue_bytes<'a>(open: impl Iterator<Item = &'a Arc<Listener>>) -> u64 {
-    open.map(|listener| bytes(listener)).sum()
-}
-
-fn bytes(listener: &Listener) -> u64 {
-    let Request {
-        queue_bytes,
-        resume_window,
-        ..
-    } = &listener.request;
-    queue_bytes + resume_window.map_or(0, |_| sent::BYTES_MAX)
+    open.map(|listener| listener.request.queue_bytes).sum()
 }
 
 /// Refuses a stream for which there is no room beside those that are open.
@@ -138,7 +128,7 @@ pub(super) fn check(
             return refuse(Full::User { user, open: own });
         }
     }
-    let (taken, asked) = (queue_bytes(open()), bytes(new));
+    let (taken, asked) = (queue_bytes(open()), new.request.queue_bytes);
     if taken.saturating_add(asked) > limits.queue_bytes {
         return refuse(Full::QueueBytes {
             asked,

@@ -5,9 +5,20 @@ use std::collections::VecDeque;
 use dinle_proto::{Encoded, v1};
 
 use super::Stage;
+use crate::filter::Request;
 
-/// Bytes that are kept of a stream: several seconds of a busy pod, in what networks hold back before a break is noticed.
-pub(super) const BYTES_MAX: u64 = 1 << 20;
+/// Bytes that are kept of a stream at most: several seconds of a busy pod, in what networks hold back before a break is noticed.
+const BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes that are kept of a stream, out of those of its queue.
+pub(super) fn room(request: &Request) -> u64 {
+    let Request {
+        queue_bytes,
+        resume_window,
+        ..
+    } = request;
+    resume_window.map_or(0, |_| BYTES_MAX.min(queue_bytes / 4))
+}
 
 /// Messages of which it is known what they told: of more, nobody could say what is missing.
 const MESSAGES_MAX: usize = 8192;
@@ -39,8 +50,10 @@ pub(super) enum Tells {
 pub struct TooLate;
 
 /// What was sent last, oldest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sent {
+    /// Bytes that are kept at most.
+    room: u64,
     messages: VecDeque<Kept>,
     /// How many were sent before those.
     before: u64,
@@ -58,13 +71,24 @@ struct Kept {
 }
 
 impl Sent {
+    /// Nothing, with room for so many bytes.
+    pub(super) fn new(room: u64) -> Self {
+        Self {
+            room,
+            messages: VecDeque::new(),
+            before: 0,
+            bytes: 0,
+            whole_from: 0,
+        }
+    }
+
     pub(super) fn push(&mut self, Outgoing { message, tells }: Outgoing) {
         self.bytes += message.0.len() as u64;
         self.messages.push_back(Kept {
             message: Some(message),
             tells,
         });
-        while self.bytes > BYTES_MAX
+        while self.bytes > self.room
             && let Some(oldest) = self.messages.get_mut(self.whole_from)
         {
             self.whole_from += 1;
@@ -131,7 +155,7 @@ mod tests {
     #[test]
     fn what_did_not_come_is_there_as_far_as_there_was_room() {
         const THIRD: usize = BYTES_MAX as usize / 3;
-        let mut sent = Sent::default();
+        let mut sent = Sent::new(BYTES_MAX);
         for _ in 0..5 {
             sent.push(batch(THIRD));
         }
@@ -152,7 +176,7 @@ mod tests {
 
     #[test]
     fn workloads_are_kept_and_only_so_many_messages() {
-        let mut sent = Sent::default();
+        let mut sent = Sent::new(BYTES_MAX);
         sent.push(Outgoing {
             tells: Tells::Workload,
             ..batch(10)

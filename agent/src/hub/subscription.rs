@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     Command, Hub, KINDS, Listener, Stage, Withdrawn,
-    sent::{Outgoing, Sent, Tells, TooLate},
+    sent::{self, Outgoing, Sent, Tells, TooLate},
 };
 
 /// Losses of a kind and stage are told together, at most this often.
@@ -164,7 +164,10 @@ impl Subscription {
         Self {
             items,
             pending: VecDeque::new(),
-            sent: listener.request.resume_window.map(|_| Sent::default()),
+            sent: listener
+                .request
+                .resume_window
+                .map(|_| Sent::new(sent::room(&listener.request))),
             told: Box::new([[0; _]; KINDS]),
             told_last: [0; KINDS],
             heartbeats: every(listener.request.heartbeat),

@@ -1264,7 +1264,7 @@ pub struct SubscribeRequest {
     #[prost(uint32, tag = "10")]
     pub max_events_per_second: u32,
     /// When the connection breaks, the agent keeps the stream for this long, so that `resume` can go on with it. Unset: it ends at once. At
-    /// most 60 s. The stream counts as open meanwhile; what happens is queued.
+    /// most 60 s. The stream counts as open meanwhile; what happens is queued. A quarter of queue_bytes, at most 1 MiB, is then for what was sent.
     #[prost(message, optional, tag = "11")]
     pub resume_window: ::core::option::Option<::prost_types::Duration>,
     /// Go on with a stream in the place of beginning one. All other fields are that stream's, and are left out here.
@@ -1281,7 +1281,7 @@ pub struct Resume {
     #[prost(bytes = "vec", tag = "2")]
     pub token: ::prost::alloc::vec::Vec<u8>,
     /// How many messages of the stream came, Plans included, over all its connections. What was sent beyond is sent again; of what the agent
-    /// does not have any more (1 MiB is kept, and workloads), events are counted as lost at LOSS_STAGE_CONNECTION.
+    /// does not have any more (see resume_window; workloads are kept), events are counted as lost at LOSS_STAGE_CONNECTION.
     #[prost(uint64, tag = "3")]
     pub received: u64,
 }
