@@ -197,13 +197,13 @@ impl<R: Reviews> Auth<R> {
         result
     }
 
-    /// Whose token that is.
-    pub async fn review(&self, token: Token) -> Result<Who, Refusal> {
+    /// Whose token that is. `known`: somebody's, when it was looked at last.
+    pub async fn review(&self, token: Token, known: bool) -> Result<Who, Refusal> {
         let key = cache::digest(token.secret());
         let answer = match self.tokens.get(&key) {
             Some(answer) => answer,
             None => {
-                let answer = self.reviews.token(token.secret()).await;
+                let answer = self.reviews.token(token.secret(), known).await;
                 let answer = answer.map_err(|error| {
                     Refusal::Unavailable(format!(
                         "the API server cannot be asked whose token that is: {error}"

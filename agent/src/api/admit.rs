@@ -145,7 +145,7 @@ async fn watch(
         known = namespaces(&index);
         let again = async {
             let who = match &who {
-                Who::Bearer(token, _) => auth.review(token.clone()).await?,
+                Who::Bearer(token, _) => auth.review(token.clone(), true).await?,
                 who => who.clone(),
             };
             let asked = &listener.request;
@@ -204,7 +204,7 @@ async fn who<T>(auth: &Auth, request: &Request<T>) -> Result<Who, Refusal> {
             .and_then(|header| header.split_once(' '));
         return match token {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
-                auth.review(Token::new(token.trim())).await
+                auth.review(Token::new(token.trim()), false).await
             }
             _ => Err(Refusal::Unauthenticated(
                 "the header `authorization` has to be `Bearer TOKEN`".to_owned(),

@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{API_GROUP, Identity, Question};
 
-/// Questions that are asked at a time, each of which takes its place for [`PACE`] at least: no more than 80 a second in all.
+/// Questions that are asked at a time, each of which takes its place for [`PACE`] at least: no more than 80 a second, and as many about strangers' tokens.
 const AT_ONCE: usize = 8;
 /// See [`AT_ONCE`].
 const PACE: Duration = Duration::from_millis(100);
@@ -23,10 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who answers: the API server, or a test.
 pub trait Reviews: Send + Sync + 'static {
-    /// Whose token that is, or why it is nobody's; an error if that could not be asked.
+    /// Whose token that is, or why it is nobody's; an error if that could not be asked. `known`: it was somebody's before.
     fn token(
         &self,
         token: &str,
+        known: bool,
     ) -> impl Future<Output = Result<Result<Identity, String>, String>> + Send;
 
     /// Whether they may; an error if that could not be asked.
@@ -43,6 +44,8 @@ pub struct Reviewer {
     client: OnceCell<Client>,
     audiences: Vec<String>,
     places: Arc<Semaphore>,
+    /// Of questions for which anybody may be the reason: no flood of false tokens keeps those waiting who are let in already.
+    strangers: Arc<Semaphore>,
 }
 
 impl Reviewer {
@@ -52,6 +55,7 @@ impl Reviewer {
             client: OnceCell::new(),
             audiences,
             places: Arc::new(Semaphore::new(AT_ONCE)),
+            strangers: Arc::new(Semaphore::new(AT_ONCE)),
         }
     }
 
@@ -70,8 +74,13 @@ impl Reviewer {
     }
 
     /// Asks, when it is its turn.
-    async fn ask<T>(&self, answer: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
-        let place = self.places.clone().acquire_owned().await;
+    async fn ask<T>(
+        &self,
+        places: &Arc<Semaphore>,
+        answer: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, String> {
+        let place = timeout(PATIENCE, places.clone().acquire_owned()).await;
+        let place = place.map_err(|_| "too much is asked of it at once".to_owned())?;
         let answer = timeout(PATIENCE, answer).await;
         tokio::spawn(async move {
             sleep(PACE).await;
@@ -90,7 +99,7 @@ impl Reviewer {
 }
 
 impl Reviews for Reviewer {
-    async fn token(&self, token: &str) -> Result<Result<Identity, String>, String> {
+    async fn token(&self, token: &str, known: bool) -> Result<Result<Identity, String>, String> {
         let api = Api::<TokenReview>::all(self.client().await?);
         let review = TokenReview {
             spec: TokenReviewSpec {
@@ -100,8 +109,9 @@ impl Reviews for Reviewer {
             ..TokenReview::default()
         };
         let params = PostParams::default();
+        let places = if known { &self.places } else { &self.strangers };
         let status = self
-            .ask(api.create(&params, &review))
+            .ask(places, api.create(&params, &review))
             .await?
             .status
             .unwrap_or_default();
@@ -167,7 +177,7 @@ impl Reviews for Reviewer {
         };
         let params = PostParams::default();
         let status = self
-            .ask(api.create(&params, &review))
+            .ask(&self.places, api.create(&params, &review))
             .await?
             .status
             .unwrap_or_default();

@@ -18,7 +18,7 @@ struct Answers {
 }
 
 impl Reviews for &'static Answers {
-    async fn token(&self, token: &str) -> Result<Result<Identity, String>, String> {
+    async fn token(&self, token: &str, _: bool) -> Result<Result<Identity, String>, String> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         match self.away.load(Ordering::Relaxed) {
             true => Err("connection refused".to_owned()),
@@ -182,7 +182,7 @@ async fn answers_hold_for_a_time_and_who_does_not_answer_lets_nobody_in() {
     let auth = Auth::new(answers(&[("", "process"), ("", "process/args")]));
     let all = selector(&[], NO_HOST);
     let look = || async {
-        let who = auth.review(Token::new("jane's")).await?;
+        let who = auth.review(Token::new("jane's"), false).await?;
         auth.verdict(&who, &all, [EXEC].into_iter().collect(), &BTreeSet::new())
             .await
     };
@@ -202,7 +202,7 @@ async fn answers_hold_for_a_time_and_who_does_not_answer_lets_nobody_in() {
     );
     auth.reviews.away.store(false, Ordering::Relaxed);
     look().await.expect("an error is no answer that holds");
-    let stranger = auth.counted(auth.review(Token::new("joe's")).await);
+    let stranger = auth.counted(auth.review(Token::new("joe's"), false).await);
     assert_eq!(
         stranger,
         Err(Refusal::Unauthenticated("unknown".to_owned()))
