@@ -2,16 +2,16 @@
 
 import json
 import signal
-import socket
 import subprocess
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from node import wait_until
+from proxy import Proxy
 
 import node
 from conftest import NODE, PATIENCE_SECONDS, PODS
@@ -224,51 +224,6 @@ def test_who_did_not_ask_for_it_leaves_nothing(agent, observer, v1):
     assert refusal(observer, stream.resume())[0] == grpc.StatusCode.NOT_FOUND
 
 
-class Proxy:
-    """Stands between, and breaks connections when it is told to."""
-
-    def __init__(self, target: str):
-        self.host, port = target.split(":")
-        self.port = int(port)
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = "127.0.0.1:{}".format(self.listener.getsockname()[1])
-        self.open, self.lock, self.refuses = [], threading.Lock(), False
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            with self.lock:
-                if self.refuses:
-                    client.close()
-                    continue
-                server = socket.create_connection((self.host, self.port))
-                self.open += [client, server]
-            for pair in ((client, server), (server, client)):
-                threading.Thread(target=self.copy, args=pair, daemon=True).start()
-
-    @staticmethod
-    def copy(source: socket.socket, sink: socket.socket):
-        with suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-        for one in (source, sink):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def sever(self, refuse: bool):
-        """Breaks what is open; whether others are refused from now on."""
-        with self.lock:
-            self.refuses = refuse
-            for one in self.open:
-                with suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
-            self.open = []
-
-
 class Watching:
     """`dinle execsnoop`, with what it prints."""
 
@@ -298,12 +253,11 @@ class Watching:
 
 
 def test_the_command_line_goes_on_when_its_connection_breaks(agent, observer, v1, shop):
-    proxy = Proxy(agent.grpc)
     before = open_streams(observer, v1)
-    watching = Watching(proxy.address, "--count", "72")
-    wait_until(lambda: open_streams(observer, v1) - before, PATIENCE_SECONDS, "the stream begins")
     expected = []
-    try:
+    with Proxy(agent.grpc) as proxy:
+        watching = Watching(proxy.address, "--count", "72")
+        wait_until(lambda: open_streams(observer, v1) - before, PATIENCE_SECONDS, "the stream begins")
         for turn in range(3):
             expected += runs(shop, turn * 100, 11)
             watching.until(lambda it: len(it.out) == len(expected), "events")
@@ -313,8 +267,6 @@ def test_the_command_line_goes_on_when_its_connection_breaks(agent, observer, v1
             proxy.sever(refuse=False)
             watching.until(lambda it: len(it.out) == len(expected), "what happened meanwhile")
         code = watching.wait()
-    finally:
-        watching.process.kill()
     assert code == 0, watching.err
     assert watching.out == expected
     assert sum(line.startswith("connected again after") for line in watching.err) == 3, watching.err

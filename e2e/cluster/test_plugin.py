@@ -8,10 +8,12 @@ import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from node import binary, wait_until
+from proxy import Proxy
 
 from conftest import PATIENCE_SECONDS, SOON_SECONDS, agents_of, empty_namespace, pod_of
 
@@ -121,9 +123,9 @@ class Watch:
 
 
 @contextmanager
-def watching(plugin, namespace: str, *arguments: str, nodes: set[str] = frozenset()):
+def watching(plugin, namespace: str, *arguments: str, nodes: set[str] = frozenset(), kubeconfig: str | None = None):
     """A watch of executions in a namespace that nobody else listens to, once each of these nodes has its stream."""
-    watch = Watch(*plugin("watch", "--kinds", "exec", "-o", "json", "-n", namespace, *arguments))
+    watch = Watch(*plugin("watch", "--kinds", "exec", "-o", "json", "-n", namespace, *arguments, kubeconfig=kubeconfig))
     try:
         wait_until(lambda: listening(plugin, namespace, set(nodes)), PATIENCE_SECONDS, f"streams from {nodes}: {watch.said}")
         yield watch
@@ -210,6 +212,42 @@ def test_an_agent_that_is_replaced_is_heard_again_and_the_gap_is_told(kubectl, a
         run(kubectl, shop, "two", 4)
         watch.wait(lambda: watch.trues("one") == 4 and watch.trues("two") == 4, "4 of each")
         assert watch.stop() == 0
+
+
+def through(proxy: Proxy, config: dict) -> dict:
+    """The same kubeconfig, by another way."""
+    [entry] = config["clusters"]
+    server = urlsplit(entry["cluster"]["server"])
+    entry["cluster"] |= {"server": f"https://{proxy.address}", "tls-server-name": server.hostname}
+    return config
+
+
+def test_when_the_way_to_the_api_server_breaks_the_streams_go_on(kubectl, agents, shop, plugin, tmp_path):
+    nodes = sorted(agents)[:2]
+    start(kubectl, *(sleeper(shop, f"on-{node}", node) for node in nodes))
+    config = yaml.safe_load(kubectl("config", "view", "--raw", "--minify", "--flatten"))
+    server = urlsplit(config["clusters"][0]["cluster"]["server"])
+    kubeconfig = tmp_path / "kubeconfig"
+    with Proxy(f"{server.hostname}:{server.port or 443}") as proxy:
+        kubeconfig.write_text(yaml.safe_dump(through(proxy, config)))
+        with watching(plugin, shop, nodes=set(nodes), kubeconfig=str(kubeconfig)) as watch:
+            for turn in (1, 2):
+                for node in nodes:
+                    run(kubectl, shop, f"on-{node}", 7)
+                watch.wait(lambda: all(watch.trues(f"on-{node}") == 20 * turn - 13 for node in nodes), "7 of each node")
+                proxy.sever(refuse=True)
+                broke = lambda node: sum(line.startswith(f"{node}: not heard any more: ") for line in watch.said)  # noqa: E731
+                watch.wait(lambda: all(broke(node) == turn for node in nodes), "that it is not heard any more")
+                # Nobody is connected.
+                for node in nodes:
+                    run(kubectl, shop, f"on-{node}", 13)
+                proxy.sever(refuse=False)
+                watch.wait(lambda: all(watch.trues(f"on-{node}") == 20 * turn for node in nodes), "what happened meanwhile")
+            assert watch.stop() == 0
+    for node in nodes:
+        again = [line for line in watch.said if line.startswith(f"{node}: heard again after ")]
+        assert len(again) == 2 and "comes now" in again[0], watch.said
+    assert not any("lost" in line and "lost 0" not in line and "told as lost" not in line for line in watch.said), watch.said
 
 
 def test_a_count_is_that_of_all_nodes_together(kubectl, agents, shop, plugin):
