@@ -210,8 +210,11 @@ impl Drop for Connection {
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
                 sleep(window).await;
+                // Who goes on with it meanwhile either has it already, or finds it gone.
+                let mut held = stream.held.lock().await;
                 if *stream.connection.borrow() == number {
-                    streams.end(id, &stream).await;
+                    streams.lock().remove(&id);
+                    drop(held.take());
                 }
             });
         }

@@ -100,19 +100,22 @@ impl Lasting {
             Ending::Agent(Ok(v1::EndReason::Shutdown)) => true,
             Ending::Agent(_) | Ending::Interrupted | Ending::Lost(_) => false,
         };
-        broke && !self.patience.is_zero()
+        broke && !self.patience.is_zero() && self.rest().is_some()
     }
 
-    /// The messages of another connection: of the same stream if that is there, else of a new one.
+    /// The messages of another connection: of the same stream if that is there, else of a new one. `None` if it is too late for one.
     pub(super) async fn again(
         &mut self,
         client: &mut Client,
-    ) -> Result<(Again, Streaming<v1::SubscribeResponse>), Status> {
+    ) -> Result<Option<(Again, Streaming<v1::SubscribeResponse>)>, Status> {
         if let Some(messages) = self.resume(client).await? {
-            return Ok((Again::Resumed, messages));
+            return Ok(Some((Again::Resumed, messages)));
         }
-        let messages = within(client.subscribe(self.rest())).await?;
-        Ok((Again::Anew, messages))
+        let Some(rest) = self.rest() else {
+            return Ok(None);
+        };
+        let messages = within(client.subscribe(rest)).await?;
+        Ok(Some((Again::Anew, messages)))
     }
 
     /// The messages of the same stream, on another connection. `None` if it is not there, and there is nothing to go on with any more.
@@ -143,21 +146,26 @@ impl Lasting {
         }
     }
 
-    /// What is left of the request.
-    fn rest(&self) -> v1::SubscribeRequest {
+    /// What is left of the request. `None`: nothing, all of it has come but for the last books.
+    fn rest(&self) -> Option<v1::SubscribeRequest> {
         let mut rest = self.asked.clone();
         if rest.max_events > 0 {
-            rest.max_events = rest.max_events.saturating_sub(self.events).max(1);
+            rest.max_events = rest.max_events.saturating_sub(self.events);
+            if rest.max_events == 0 {
+                return None;
+            }
         }
         if let Some(whole) = rest
             .max_duration
             .and_then(|time| Duration::try_from(time).ok())
         {
             let left = whole.saturating_sub(self.began.elapsed());
-            let left = left.max(Duration::from_millis(1));
+            if left.is_zero() {
+                return None;
+            }
             rest.max_duration = prost_types::Duration::try_from(left).ok();
         }
-        rest
+        Some(rest)
     }
 
     /// Tells the agent that nobody comes again. It finds out by itself otherwise, later.

@@ -390,7 +390,7 @@ async fn reconnected(
             continue;
         };
         match lasting.again(&mut client).await {
-            Ok((again, messages)) => return Ok(Some((again, messages, client))),
+            Ok(again) => return Ok(again.map(|(again, messages)| (again, messages, client))),
             Err(status) if is_broken(&status) => {}
             Err(status) => return Err(status),
         }

@@ -598,6 +598,21 @@ async fn a_connection_that_breaks_is_taken_up_again() {
 }
 
 #[tokio::test]
+async fn who_has_all_that_was_asked_for_begins_nothing_anew() {
+    let script = vec![
+        resumable(false),
+        Ok(batch(1, vec![exec(70, 1), exec(70, 2)])),
+        Err(Status::unavailable("broken")),
+    ];
+    let fake = scripted(script);
+    let Printed { out, err, result } = run(&fake, "watch --count 2").await;
+    assert_eq!(out.lines().count(), 3, "a header and two events: {out}");
+    assert_eq!(fake.asked.lock().expect("not poisoned").len(), 1, "{err}");
+    // Without the last books nobody can say that nothing was lost.
+    assert!(result.expect_err("no books").to_string().contains("broken"));
+}
+
+#[tokio::test]
 async fn where_the_stream_is_gone_another_one_begins_with_books_of_its_own() {
     let fake = Fake {
         script: vec![
