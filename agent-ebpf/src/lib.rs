@@ -298,6 +298,30 @@ pub struct Counts {
     pub lost: u64,
     /// Those of them for which a table had no room.
     pub missed: u64,
+    /// Those of them that were beyond their [`Rate`].
+    pub limited: u64,
+}
+
+/// How many events of one slot and kind may go to the ring, at `slot * Kind::TABLE + kind` of the map `RATES`: a token bucket, kept as the time at which
+/// it is full again (GCRA). All zeros: as many as there are.
+///
+/// CPUs that take from it at the same moment can take the same token: the rate then holds but for that.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Rate {
+    /// Nanoseconds of a second that each event takes: 0: there is no limit; [`Rate::NONE`]: none may.
+    pub share_ns: u64,
+    /// By the boot clock. Kept by the kernel half.
+    pub full_at_ns: u64,
+}
+
+impl Rate {
+    /// A share that no bucket holds.
+    pub const NONE: u64 = u64::MAX;
+    /// What an idle bucket gathers: a second's worth.
+    pub const BURST_NS: u64 = 1_000_000_000;
 }
 
 /// What is not worth a frame of one kind, whoever asks for it: element [`Kind`] of the map `NARROWING`. All zeros: everything is.

@@ -24,7 +24,7 @@ use crate::{
     auth::Verdict,
     control::{Node, Settle},
     filter::{self, Grant, Invalid, Limits, Selector},
-    hub::{Hub, Listener, Stage, Subscription},
+    hub::{Hub, Stage, Subscription},
     workload::Index,
 };
 
@@ -243,6 +243,34 @@ impl Api {
         let sight = self.admission.sight(&admitted.map_err(status)?).await;
         Ok((caller, sight.map_err(status)?))
     }
+
+    /// Who asks, the streams that they may know of, and whether those are only their own.
+    async fn subscriptions<T>(
+        &self,
+        request: &Request<T>,
+    ) -> Result<(v1::Caller, Vec<v1::Subscription>, bool), Status> {
+        let (caller, admitted) = self.admission.admit(request).await;
+        let may = self.admission.may_list(&admitted.map_err(status)?).await;
+        let all = may.map_err(status)?;
+        let costs = &self.state.load().costs.streams;
+        let board = self.hub.board();
+        let told = board
+            .listeners()
+            .map(|(_, listener)| listener)
+            .filter(|listener| all || listener.caller.user == caller.user);
+        let mut told: Vec<v1::Subscription> = told
+            .map(|listener| v1::Subscription {
+                stream_id: listener.id,
+                started: Some(listener.started.into()),
+                request: Some(listener.asked.clone()),
+                books: listener.books(),
+                caller: Some(listener.caller.clone()),
+                cpu_percent: costs.get(&listener.id).copied().unwrap_or(0.0),
+            })
+            .collect();
+        told.sort_by_key(|subscription| subscription.stream_id);
+        Ok((caller, told, !all))
+    }
 }
 
 #[tonic::async_trait]
@@ -323,10 +351,8 @@ impl Observer for Api {
         &self,
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        let (caller, grant) = self.sight(&request).await?;
-        // What others listen to is for those who may listen to it themselves, wherever it is.
-        let all = !grant.everywhere.watch.is_empty();
-        let shown = |listener: &Listener| all || listener.caller.user == caller.user;
+        self.sight(&request).await?;
+        let (_, subscriptions, _) = self.subscriptions(&request).await?;
         let Self {
             facts,
             hub,
@@ -346,15 +372,6 @@ impl Observer for Api {
                     count,
                 })
             });
-        let board = hub.board();
-        let shown = board.listeners().filter(|(_, listener)| shown(listener));
-        let subscriptions = shown.map(|(_, listener)| v1::Subscription {
-            stream_id: listener.id,
-            started: Some(listener.started.into()),
-            request: Some(listener.asked.clone()),
-            books: listener.books(),
-            caller: Some(listener.caller.clone()),
-        });
         Ok(Response::new(v1::GetStatusResponse {
             version: env!("CARGO_PKG_VERSION").into(),
             node: facts.node.clone(),
@@ -362,12 +379,25 @@ impl Observer for Api {
             kernel_release: facts.kernel_release.clone(),
             started: Some(facts.started.into()),
             programs: node.programs.clone(),
-            subscriptions: subscriptions.collect(),
+            subscriptions,
             losses: losses.collect(),
             pod_source: Some(index.status()),
             cgroups: index.cgroups() as u32,
             cgroups_in_scope: node.watched as u32,
             ring_bytes: facts.ring_bytes.into(),
+            budget: Some(node.costs.budget.clone()),
+        }))
+    }
+
+    async fn list_subscriptions(
+        &self,
+        request: Request<v1::ListSubscriptionsRequest>,
+    ) -> Result<Response<v1::ListSubscriptionsResponse>, Status> {
+        let (_, subscriptions, own_only) = self.subscriptions(&request).await?;
+        Ok(Response::new(v1::ListSubscriptionsResponse {
+            subscriptions,
+            own_only,
+            node: self.facts.node.clone(),
         }))
     }
 

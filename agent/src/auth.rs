@@ -5,6 +5,7 @@
 //! |---|---|
 //! | events of a sensor | `process`, `file`, `tcp`, `block`, `drop` in the API group `dinle.dev` |
 //! | their arguments and paths | its subresource `args` |
+//! | who else listens | the verb `list` on `subscriptions` |
 //!
 //! Each is asked for a namespace, or for all of them, which is needed for processes outside pods.
 
@@ -39,7 +40,7 @@ const ANSWER_HOLDS: Duration = Duration::from_secs(5);
 pub const LOOK: Duration = Duration::from_secs(10);
 
 /// Answers that are kept, each with about 300 bytes.
-const ANSWERS_MAX: usize = 4096;
+pub const ANSWERS_MAX: usize = 4096;
 
 /// A caller whose name is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -111,21 +112,34 @@ pub enum Refusal {
     Unavailable(String),
 }
 
-/// What is asked of the API server: whether somebody may watch that.
+/// The resource that stands for all streams of an agent.
+const SUBSCRIPTIONS: &str = "subscriptions";
+
+/// What is asked of the API server: whether somebody may watch that, or, of [`SUBSCRIPTIONS`], list them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Question {
     /// Empty: all of them.
     pub namespace: String,
-    /// The resource.
-    pub sensor: &'static str,
-    /// Of the sensor, the subresource `args`.
+    /// The resource: a sensor, or [`SUBSCRIPTIONS`].
+    pub resource: &'static str,
+    /// Of a sensor, the subresource `args`.
     pub args: bool,
+}
+
+impl Question {
+    /// What somebody would do with the resource.
+    pub fn verb(&self) -> &'static str {
+        match self.resource {
+            SUBSCRIPTIONS => "list",
+            _ => "watch",
+        }
+    }
 }
 
 impl std::fmt::Display for Question {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let args = if self.args { "/args" } else { "" };
-        write!(f, "{}.{API_GROUP}{args}", self.sensor)?;
+        write!(f, "{}.{API_GROUP}{args}", self.resource)?;
         match &*self.namespace {
             "" => write!(f, " in all namespaces"),
             namespace => write!(f, " in namespace {namespace}"),
@@ -182,6 +196,11 @@ impl<R: Reviews> Auth<R> {
             ("api_server_unavailable", unavailable),
         ]
         .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+
+    /// How many tokens and how many answers are remembered.
+    pub fn cached(&self) -> (usize, usize) {
+        (self.tokens.len(), self.answers.len())
     }
 
     /// Counts what it came to.
@@ -262,11 +281,14 @@ impl<R: Reviews> Auth<R> {
         for access in join_all(each).await {
             let (namespace, (access, missing)) = access?;
             for question in missing {
-                let kinds = kinds_of(question.sensor);
+                let kinds = kinds_of(question.resource);
                 let elsewhere = grant.everywhere.watch.intersection(kinds) == kinds;
                 match named.is_empty() {
                     _ if elsewhere => {}
-                    true => left_out.entry(question.sensor).or_default().push(namespace),
+                    true => left_out
+                        .entry(question.resource)
+                        .or_default()
+                        .push(namespace),
                     false => denied.push(question),
                 }
             }
@@ -279,7 +301,7 @@ impl<R: Reviews> Auth<R> {
         if grant.is_empty() {
             let all = sensors.iter().map(|sensor| Question {
                 namespace: String::new(),
-                sensor: sensor.name(),
+                resource: sensor.name(),
                 args: false,
             });
             return Err(Refusal::Denied(format!(
@@ -298,6 +320,19 @@ impl<R: Reviews> Auth<R> {
         Ok(Verdict { grant, notes })
     }
 
+    /// Whether somebody may be told who else listens.
+    pub async fn may_list(&self, who: &Who) -> Result<bool, Refusal> {
+        let Some(identity) = who.identity() else {
+            return Ok(true);
+        };
+        let question = Question {
+            namespace: String::new(),
+            resource: SUBSCRIPTIONS,
+            args: false,
+        };
+        self.may(identity, question).await
+    }
+
     /// What somebody may be told of a namespace, or of all of them if it is empty; and what they may not even watch.
     async fn access(
         &self,
@@ -310,7 +345,7 @@ impl<R: Reviews> Auth<R> {
         let asked = sensors.iter().map(|sensor| async {
             let question = |args| Question {
                 namespace: namespace.to_owned(),
-                sensor: sensor.name(),
+                resource: sensor.name(),
                 args,
             };
             let watch = self.may(identity, question(false)).await?;
@@ -342,8 +377,10 @@ impl<R: Reviews> Auth<R> {
         }
         let answer = self.reviews.may(&key.0, &key.1).await.map_err(|error| {
             Refusal::Unavailable(format!(
-                "the API server cannot be asked whether {} may watch {}: {error}",
-                key.0.user, key.1
+                "the API server cannot be asked whether {} may {} {}: {error}",
+                key.0.user,
+                key.1.verb(),
+                key.1
             ))
         })?;
         self.answers.put(key, answer);

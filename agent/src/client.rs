@@ -16,6 +16,7 @@ mod pages;
 mod selftest;
 mod status;
 mod stream;
+mod subscriptions;
 mod table;
 mod template;
 mod text;
@@ -39,6 +40,7 @@ pub use complete::{complete, register};
 pub use look::Colors;
 pub use selftest::Selftest;
 pub use status::Status;
+pub use subscriptions::Subscriptions;
 pub use tools::{
     Biolatency, Biosnoop, Filesnoop, Opensnoop, Pktdrop, Tcplife, Tcpreset, Tcpretrans,
 };
@@ -98,6 +100,9 @@ pub enum Command {
     /// List who runs on the node: pods, containers, cgroups
     #[command(long_about = workloads::LONG_ABOUT)]
     Workloads(Workloads),
+    /// List the streams that are open: who listens to what, and what it costs
+    #[command(long_about = subscriptions::LONG_ABOUT)]
+    Subscriptions(Subscriptions),
     /// Show how the agent is doing, and what it can see on this kernel
     #[command(long_about = status::LONG_ABOUT)]
     Status(Status),
@@ -170,6 +175,7 @@ async fn run_on(command: Command, screen: &mut Screen<'_>) -> anyhow::Result<Exi
         Command::Pktdrop(tool) => tool.run(screen).await,
         Command::Top(top) => top.run(screen).await,
         Command::Workloads(workloads) => workloads.run(screen).await,
+        Command::Subscriptions(subscriptions) => subscriptions.run(screen).await,
         Command::Status(status) => status.run(screen).await,
         Command::Selftest(selftest) => selftest.run(screen).await,
     };

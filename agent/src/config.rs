@@ -139,6 +139,15 @@ pub struct Config {
     /// Events a second that one stream may be sent; those beyond are counted as lost [default: no limit]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..), env = "DINLE_MAX_EVENTS_PER_SECOND")]
     pub max_events_per_second: Option<u32>,
+    /// Events a second of each kind that one pod may have told, to all streams together, and as many at once; all processes outside pods count as
+    /// one. Those beyond are left out in the kernel, and counted as lost [default: no limit]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000_000), env = "DINLE_MAX_POD_EVENTS_PER_SECOND")]
+    pub max_pod_events_per_second: Option<u32>,
+    /// What programs in the kernel and the agent's own threads may take together, in per cent of one CPU. Above it the streams that cost most are
+    /// told less, step by step: 100 events a second of each pod, counts alone, nothing; and more again when there is room. Programs are measured
+    /// where the agent has CAP_SYS_ADMIN, or the node sets kernel.bpf_stats_enabled=1 [default: no budget]
+    #[arg(long, value_name = "PERCENT", value_parser = percent, env = "DINLE_BUDGET_CPU")]
+    pub budget_cpu: Option<f64>,
     /// How long programs stay attached after their last subscriber has left.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub linger: Duration,
@@ -158,6 +167,15 @@ pub enum AuthMode {
     None,
     /// The API server is asked.
     Kube,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    match number.parse() {
+        // Of so many CPUs.
+        Ok(percent) if (0.01..=100_000.0).contains(&percent) => Ok(percent),
+        _ => Err("write per cent of one CPU, as in 2.5: 0.01 at least".to_owned()),
+    }
 }
 
 fn mode(text: &str) -> Result<u32, String> {
@@ -401,6 +419,9 @@ mod tests {
             (["--max-streams-per-user", "0"], "--max-streams-per-user"),
             (["--max-queue-bytes", "1000"], "65536"),
             (["--socket-mode", "1777"], "0660"),
+            (["--budget-cpu", "0"], "0.01 at least"),
+            (["--budget-cpu", "NaN"], "as in 2.5"),
+            (["--max-pod-events-per-second", "0"], "1..="),
             (["--auth", "token"], "none, kube"),
             (["--socket-group", "nobody-has-this"], "/etc/group"),
         ] {

@@ -1,8 +1,10 @@
 //! CONTROL: carries demand from the hub to the kernel, and the kernel's answers back. Off the event path: it may take its time.
 
+mod budget;
 mod capabilities;
 mod sessions;
 
+pub use budget::Costs;
 pub use capabilities::{Node, node};
 
 use std::{
@@ -22,14 +24,15 @@ use tokio::{
 use crate::{
     event::{Symbols, proto_kind},
     filter::Narrow,
-    hub::{Hub, Stage},
-    kernel::{AGAIN, HookStatus, Namespaces, Narrowings, Programs, Scope, Wanted},
+    hub::{Demand, Fidelity, Hub, Stage},
+    kernel::{AGAIN, HookStatus, Namespaces, Narrowings, Pace, Programs, Rates, Scope, Wanted},
     pipeline::Stats,
     workload::Index,
 };
+use budget::Budget;
 use sessions::Sessions;
 
-/// How often skipped runs are read, lingering programs detached and forgotten workloads dropped.
+/// How often skipped runs and costs are read, lingering programs detached and forgotten workloads dropped.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Kinds that know pods by their network namespaces.
@@ -68,6 +71,8 @@ pub struct Control {
     pub scope: Scope,
     /// What of it the kernel leaves out.
     pub narrowing: Narrowings,
+    /// How much of it the kernel lets through.
+    pub rates: Rates,
     /// Whose the network namespaces are.
     pub namespaces: Namespaces,
     /// Names of places in the kernel's code, while somebody asks for them.
@@ -80,6 +85,14 @@ pub struct Control {
     pub cgroup_root: PathBuf,
     /// How long programs outlive their last listener.
     pub linger: Duration,
+    /// Events of each kind that one pod may have told in a second.
+    pub pod_rate: Option<u32>,
+    /// What programs and the agent may cost, in per cent of one CPU.
+    pub budget: Option<f64>,
+    /// What they cost as of the last look; nothing at first.
+    pub costs: Costs,
+    /// Why the budget is not for programs, if it is not.
+    pub unmeasured: Option<String>,
     /// Calls of [`Settle`].
     pub settle: mpsc::Receiver<oneshot::Sender<()>>,
 }
@@ -115,6 +128,7 @@ impl Control {
         let mut scope_full = 0;
         let mut sessions = Sessions::default();
         let mut look = Look::default();
+        let mut budget = Budget::new(self.budget);
         loop {
             tokio::select! {
                 asked = self.settle.recv() => {
@@ -150,12 +164,18 @@ impl Control {
                     if look.is_due() && let Err(error) = self.look_at_namespaces() {
                         tracing::debug!(error, "network namespaces are learnt only from what happens");
                     }
-                    self.tell_skipped(&mut skipped);
                     self.detach_lingering(&mut lingering);
+                    let hooks = self.programs.status();
+                    self.tell_skipped(&hooks, &mut skipped);
+                    budget.tick(&hooks, &self.hub);
                     // There is something new about them, and streams are told.
-                    if sessions.tick(&mut self.programs) {
+                    let unmeasured = budget.note();
+                    let news = self.unmeasured != unmeasured;
+                    self.unmeasured = unmeasured;
+                    if sessions.tick(&mut self.programs) | news {
                         self.reconcile(&mut lingering, &mut sessions, &mut look).await;
                     }
+                    self.costs = budget.costs().clone();
                     self.show();
                 }
             }
@@ -210,12 +230,17 @@ impl Control {
                 slot: want.slot,
             })
             .collect();
+        if let Err(error) = self.rates.apply(&paces(&demand, self.pod_rate)) {
+            tracing::error!(%error, "the kernel's rates cannot be set");
+            notes.push(format!("the kernel's rates cannot be set ({error})"));
+        }
         if let Err(error) = self.scope.apply(&wanted) {
             tracing::error!("{error}");
             notes.push(error.to_string());
         }
         sessions.follow(&mut self.programs, demand.interval, &wanted);
         notes.extend(sessions.notes());
+        notes.extend(self.unmeasured.clone());
         look.wanted = demand.kinds & BY_NAMESPACE != 0;
         if look.wanted {
             look.since_change = 0;
@@ -317,8 +342,8 @@ impl Control {
     }
 
     /// What the kernel skipped is told to all who listen to the hook's kinds: it cannot say whose events they were.
-    fn tell_skipped(&mut self, before: &mut HashMap<String, u64>) {
-        for (hook, skipped) in skipped_for_good(&self.programs.status()) {
+    fn tell_skipped(&self, hooks: &[HookStatus], before: &mut HashMap<String, u64>) {
+        for (hook, skipped) in skipped_for_good(hooks) {
             let old = before.insert(hook.to_owned(), skipped).unwrap_or(0);
             if skipped <= old {
                 continue;
@@ -345,9 +370,14 @@ impl Control {
 
     fn show(&mut self) {
         let hooks = self.programs.status();
+        let mut node = node(&hooks, self.programs.kinds());
+        for program in &mut node.programs {
+            program.cost = self.costs.programs.get(&program.hook).copied();
+        }
         self.node.store(Arc::new(Node {
             watched: self.scope.watched(),
-            ..node(&hooks, self.programs.kinds())
+            costs: self.costs.clone(),
+            ..node
         }));
     }
 }
@@ -359,7 +389,9 @@ fn skipped_for_good(hooks: &[HookStatus]) -> Vec<(&str, u64)> {
         let second = hooks.iter().find(|second| {
             second.chosen.is_some() && second.hook.strip_suffix(AGAIN) == Some(&first.hook)
         });
-        let skipped = second.map_or(first.skipped, |second| first.skipped.min(second.skipped));
+        let skipped = second.map_or(first.runs.skipped, |second| {
+            first.runs.skipped.min(second.runs.skipped)
+        });
         (first.hook.as_str(), skipped)
     });
     missed.collect()
@@ -369,6 +401,34 @@ fn skipped_for_good(hooks: &[HookStatus]) -> Vec<(&str, u64)> {
 fn every_hook() -> impl Iterator<Item = &'static str> {
     let hooks = |kind: &Kind| kind.routes().iter().copied().flatten().chain(kind.also());
     Kind::ALL.iter().flat_map(hooks).copied()
+}
+
+/// How much of each pod's events the kernel lets through: as many as the operator allows, and no more than those are told who listen.
+fn paces(demand: &Demand, pod_rate: Option<u32>) -> HashMap<(u32, Kind), Pace> {
+    let mut paces = HashMap::new();
+    let events = || Kind::ALL.iter().filter(|kind| !kind.is_snapshot());
+    if let Some(rate) = pod_rate {
+        for want in &demand.cgroups {
+            for &kind in events().filter(|kind| want.kinds & kind.bit() != 0) {
+                paces.insert((want.slot, kind), Pace::PerSecond(rate));
+            }
+        }
+    }
+    for &kind in events() {
+        let told = demand.fidelity.iter();
+        for ((slot, _), fidelity) in told.filter(|((_, of), _)| *of == proto_kind(kind)) {
+            let pace = match fidelity {
+                Fidelity::Whole => continue,
+                Fidelity::Sampled => {
+                    let most = pod_rate.unwrap_or(u32::MAX);
+                    Pace::PerSecond(most.min(Fidelity::SAMPLES_PER_SECOND))
+                }
+                Fidelity::Counted | Fidelity::Detached => Pace::Counted,
+            };
+            paces.insert((*slot, kind), pace);
+        }
+    }
+    paces
 }
 
 /// The kernel's view of what a filter leaves out.
@@ -398,7 +458,7 @@ fn narrowing(narrow: &Narrow) -> Narrowing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::Way;
+    use crate::kernel::{Runs, Way};
 
     fn skipped(hook: &str, skipped: u64, chosen: Option<Way>) -> HookStatus {
         HookStatus {
@@ -407,7 +467,10 @@ mod tests {
             chosen,
             attached: true,
             failure: None,
-            skipped,
+            runs: Runs {
+                skipped,
+                ..Runs::default()
+            },
         }
     }
 

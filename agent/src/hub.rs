@@ -6,6 +6,7 @@
 mod books;
 mod bucket;
 mod demand;
+mod fidelity;
 mod ids;
 mod limits;
 mod publisher;
@@ -15,6 +16,7 @@ mod sums;
 
 pub use books::{Stage, Totals};
 pub use demand::{Demand, Want};
+pub use fidelity::Fidelity;
 pub use ids::IdMap;
 pub use limits::{Full, Limits, Refusals};
 pub use publisher::{Command, Publisher, Targets, encode_name};
@@ -33,10 +35,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use dinle_proto::v1;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::filter::{Access, Grant, Kinds, Request};
 use books::Books;
+use fidelity::Fidelities;
 use subscription::{Item, Queue};
 
 /// Streams that can be open at a time whatever the limits are: as many as a set of bits has.
@@ -62,15 +65,42 @@ pub struct Listener {
     grant: ArcSwap<Grant>,
     /// It may not be told anything any more, and why.
     withdrawn: watch::Sender<Option<Withdrawn>>,
+    /// How much of what it asked for it is told.
+    fidelities: Fidelities,
+    /// Something of it is told with a heartbeat now.
+    news: Notify,
     books: Books,
     queue: Queue,
 }
 
 impl Listener {
+    /// How much of that kind it is told.
+    pub fn fidelity(&self, kind: v1::Kind) -> Fidelity {
+        self.fidelities.get(kind)
+    }
+
+    /// Kinds of which it is told nothing.
+    fn detached(&self) -> Kinds {
+        let kinds = self.request.kinds.iter();
+        kinds
+            .filter(|kind| self.fidelity(*kind) == Fidelity::Detached)
+            .collect()
+    }
+
+    /// Whether it is told less than everything of something.
+    fn is_shed(&self) -> bool {
+        let mut kinds = self.request.kinds.iter();
+        kinds.any(|kind| self.fidelity(kind) != Fidelity::Whole)
+    }
+
     /// Its books as of now.
     pub fn books(&self) -> Vec<v1::KindBooks> {
         let Self { books, request, .. } = self;
-        books.tell(request.kinds, request.heard)
+        let mut told = books.tell(request.kinds, request.heard);
+        for books in &mut told {
+            books.fidelity = self.fidelity(books.kind()).proto().into();
+        }
+        told
     }
 
     /// What it may be told.
@@ -78,19 +108,9 @@ impl Listener {
         self.grant.load_full()
     }
 
-    /// Kinds that it hears of a workload which its selector matches: those that it asks for and may be told, and what their filter needs.
-    fn hears(&self, workload: &v1::Workload) -> Kinds {
-        self.hears_with(self.grant.load().of(workload))
-    }
-
-    /// Kinds that it hears of some workload or other.
-    fn hears_at_all(&self) -> Kinds {
-        self.hears_with(self.grant.load().all_access())
-    }
-
-    fn hears_with(&self, access: Access) -> Kinds {
+    fn hears_with(&self, access: Access, detached: Kinds) -> Kinds {
         let Request { kinds, heard, .. } = self.request;
-        let told = kinds.intersection(access.watch);
+        let told = kinds.intersection(access.watch).difference(detached);
         match told.is_empty() {
             true => told,
             false => told.union(heard.difference(kinds)),
@@ -110,20 +130,41 @@ pub enum Withdrawn {
 }
 
 /// Who listens, at one moment. A listener keeps its place for as long as it is there.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Board {
     version: u64,
     places: [Option<Arc<Listener>>; LISTENERS_MAX],
+    /// Kinds of which the listener at the place is told nothing any more. Here, so that what was lost before is told by what held before.
+    detached: [Kinds; LISTENERS_MAX],
     slots: Arc<demand::Slots>,
 }
 
 impl Board {
+    /// Kinds that a listener hears of a workload which its selector matches: those that it asks for and may be told, and what their filter needs.
+    fn hears(&self, bit: u64, listener: &Listener, workload: &v1::Workload) -> Kinds {
+        listener.hears_with(listener.grant.load().of(workload), self.detached(bit))
+    }
+
+    /// Kinds that it hears of some workload or other.
+    fn hears_at_all(&self, bit: u64, listener: &Listener) -> Kinds {
+        listener.hears_with(listener.grant.load().all_access(), self.detached(bit))
+    }
+
+    fn detached(&self, bit: u64) -> Kinds {
+        self.detached[bit.trailing_zeros() as usize % LISTENERS_MAX]
+    }
+
     /// Everyone, with their place as a bit.
     pub fn listeners(&self) -> impl Iterator<Item = (u64, &Arc<Listener>)> {
         self.places
             .iter()
             .enumerate()
             .filter_map(|(place, listener)| Some((1 << place, listener.as_ref()?)))
+    }
+
+    /// How many pods are watched that are counted each by itself.
+    pub fn pods(&self) -> usize {
+        self.slots.pods()
     }
 
     /// Sum of what their queues may hold, in bytes.
@@ -157,6 +198,7 @@ impl Hub {
         let board = Arc::new(Board {
             version: 0,
             places: [const { None }; LISTENERS_MAX],
+            detached: [Kinds::default(); LISTENERS_MAX],
             slots: Arc::default(),
         });
         let (sender, commands) = mpsc::channel();
@@ -193,16 +235,20 @@ impl Hub {
             request,
             grant: ArcSwap::from_pointee(grant),
             withdrawn: watch::Sender::new(None),
+            fidelities: Fidelities::default(),
+            news: Notify::new(),
             books: Books::default(),
             queue,
         });
         let Inner {
             limits, refusals, ..
         } = &*self.0;
-        self.change(|places, _| {
-            limits::check(limits, refusals, &places[..], &listener)?;
-            let free = places.iter_mut().find(|place| place.is_none());
-            *free.ok_or(Full::Streams(LISTENERS_MAX))? = Some(listener.clone());
+        self.change(|board| {
+            limits::check(limits, refusals, &board.places[..], &listener)?;
+            let free = board.places.iter().position(Option::is_none);
+            let place = free.ok_or(Full::Streams(LISTENERS_MAX))?;
+            board.places[place] = Some(listener.clone());
+            board.detached[place] = Kinds::default();
             Ok(())
         })?;
         self.0.changed.send_replace(());
@@ -216,9 +262,26 @@ impl Hub {
         }
         listener.grant.store(Arc::new(grant));
         // Whoever decided by the old one decides anew.
-        self.change(|_, _| Ok(()))
+        self.change(|_| Ok(()))
             .unwrap_or_else(|never: Infallible| match never {});
         self.0.changed.send_replace(());
+    }
+
+    /// From now on a stream is told so much of that kind. It learns of it at once.
+    pub fn set_fidelity(&self, listener: &Listener, kind: v1::Kind, fidelity: Fidelity) {
+        listener.fidelities.set(kind, fidelity);
+        self.change(|board| {
+            let own = |place: &Option<Arc<Listener>>| {
+                place.as_ref().is_some_and(|at| at.id == listener.id)
+            };
+            if let Some(place) = board.places.iter().position(own) {
+                board.detached[place] = listener.detached();
+            }
+            Ok(())
+        })
+        .unwrap_or_else(|never: Infallible| match never {});
+        self.0.changed.send_replace(());
+        listener.news.notify_one();
     }
 
     /// Nothing more is for a stream: it ends.
@@ -277,8 +340,9 @@ impl Hub {
     /// Tells every listener to that kind of events that nobody can attribute to a pod.
     pub fn lose_everywhere(&self, kind: v1::Kind, stage: Stage, count: u64) {
         self.0.totals.lost(kind, stage, count);
-        for (_, listener) in self.board().listeners() {
-            if listener.request.heard.contains(kind) {
+        let board = self.board();
+        for (bit, listener) in board.listeners() {
+            if listener.request.heard.contains(kind) && !board.detached(bit).contains(kind) {
                 listener.books.lose(kind, stage, count);
             }
         }
@@ -291,11 +355,11 @@ impl Hub {
     }
 
     fn remove(&self, id: u64) {
-        self.change(|places, _| {
+        self.change(|board| {
             let own = |place: &&mut Option<Arc<Listener>>| {
                 place.as_ref().is_some_and(|listener| listener.id == id)
             };
-            if let Some(place) = places.iter_mut().find(own) {
+            if let Some(place) = board.places.iter_mut().find(own) {
                 *place = None;
             }
             Ok(())
@@ -305,23 +369,12 @@ impl Hub {
     }
 
     /// Puts a new board in place of the old one.
-    fn change<E>(
-        &self,
-        change: impl FnOnce(
-            &mut [Option<Arc<Listener>>; LISTENERS_MAX],
-            &mut Arc<demand::Slots>,
-        ) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn change<E>(&self, change: impl FnOnce(&mut Board) -> Result<(), E>) -> Result<(), E> {
         let guard = self.lock();
-        let old = self.0.board.load_full();
-        let (mut places, mut slots) = (old.places.clone(), old.slots.clone());
-        change(&mut places, &mut slots)?;
-        let version = old.version + 1;
-        self.0.board.store(Arc::new(Board {
-            version,
-            places,
-            slots,
-        }));
+        let mut board = Board::clone(&self.0.board.load());
+        change(&mut board)?;
+        board.version += 1;
+        self.0.board.store(Arc::new(board));
         drop(guard);
         (self.0.wake)();
         Ok(())

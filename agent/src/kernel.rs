@@ -1,6 +1,7 @@
 //! KERNEL: the eBPF half, as the agent sees it. Everything that speaks to the kernel's BPF, and all `unsafe` of the agent, is here.
 
 pub mod btf;
+mod costs;
 mod maps;
 mod programs;
 mod ring;
@@ -8,10 +9,11 @@ mod sessions;
 mod tables;
 
 pub use btf::Names;
+pub use costs::{Meter, Runs};
 pub use dinle_ebpf::Sensor;
-pub use maps::{Counters, Loss, Namespaces, Narrowings, Scope, ScopeError, Wanted};
+pub use maps::{Counters, Loss, Namespaces, Narrowings, Pace, Rates, Scope, ScopeError, Wanted};
 pub use programs::{AGAIN, HookStatus, Programs, Way, WayStatus};
-pub use ring::{CgroupEvent, Nudge, Reader, Ring, Sleeper, boot_ns, boot_unix_ns};
+pub use ring::{CgroupEvent, Nudge, Reader, Ring, Sleeper, boot_ns, boot_unix_ns, cpu_ns};
 pub use tables::Tables;
 
 use aya::{EbpfLoader, maps::MapError, util::nr_cpus};
@@ -69,6 +71,8 @@ pub struct Kernel {
     pub counters: Counters,
     /// What the kernel leaves out where nobody asks for it.
     pub narrowing: Narrowings,
+    /// How many events the kernel lets through.
+    pub rates: Rates,
     /// Whose the network namespaces are.
     pub namespaces: Namespaces,
     /// What the kernel added up.
@@ -150,6 +154,7 @@ impl Kernel {
         let scope = Scope::take(&mut ebpf)?;
         let counters = Counters::take(&mut ebpf)?;
         let narrowing = Narrowings::take(&mut ebpf)?;
+        let rates = Rates::take(&mut ebpf)?;
         let namespaces = Namespaces::take(&mut ebpf)?;
         let tables = Tables::take(&mut ebpf)?;
         let reader = Reader::take(&mut ebpf, *ring_bytes)?;
@@ -170,6 +175,7 @@ impl Kernel {
             reader,
             counters,
             narrowing,
+            rates,
             namespaces,
             tables,
             names,

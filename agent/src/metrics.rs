@@ -1,5 +1,7 @@
 //! The agent's own health over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for the kubelet.
 
+mod capacity;
+
 use std::{
     fmt::Write as _,
     sync::{
@@ -38,7 +40,7 @@ use tokio::{
 
 use crate::{
     auth::Auth,
-    control::Node,
+    control::{Costs, Node},
     event::proto_kind,
     hub::{Hub, Stage},
     listen,
@@ -195,6 +197,8 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, kind)], text)
 }
+
+use capacity::Capacity;
 
 #[derive(Clone)]
 struct Metrics(Health);
@@ -360,6 +364,30 @@ impl Collector for Metrics {
             "1 once the pod source has told everything",
             index.status().synced.into(),
         )?;
+        let mut used = Vec::new();
+        let mut family = out.encode_descriptor(
+            "capacity",
+            "How much there may be of it; docs/limits.md says what happens then",
+            None,
+            gauge,
+        )?;
+        for Capacity {
+            what,
+            used: now,
+            most,
+        } in capacity::capacities(&self.0)
+        {
+            let most = i64::try_from(most).unwrap_or(i64::MAX);
+            ConstGauge::new(most).encode(family.encode_family(&[("what", what)])?)?;
+            used.push((what, now));
+        }
+        let mut family =
+            out.encode_descriptor("capacity_used", "How much there is of it", None, gauge)?;
+        for (what, now) in used {
+            let now = i64::try_from(now).unwrap_or(i64::MAX);
+            ConstGauge::new(now).encode(family.encode_family(&[("what", what)])?)?;
+        }
+        costs(&node.costs, &mut out)?;
         let mut family = out.encode_descriptor(
             "program_attached",
             "1 while a program is attached",
@@ -389,6 +417,50 @@ impl Collector for Metrics {
         )?;
         ConstGauge::new(resident_bytes() as i64).encode(family)
     }
+}
+
+/// What programs and the agent cost, and what is shed.
+fn costs(costs: &Costs, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let counter = ConstCounter::new(0u64).metric_type();
+    let gauge = ConstGauge::new(0f64).metric_type();
+    let Costs {
+        budget, programs, ..
+    } = costs;
+    for (name, help, percent) in [
+        (
+            "budget_cpu_ratio",
+            "What --budget-cpu allows, of one CPU; 0: no budget",
+            budget.limit_percent,
+        ),
+        (
+            "programs_cpu_ratio",
+            "What programs in the kernel took of one CPU in the last second in which they were measured",
+            budget.programs_percent,
+        ),
+        (
+            "agent_cpu_ratio",
+            "What the agent's own threads took of one CPU in that second",
+            budget.agent_percent,
+        ),
+    ] {
+        let family = out.encode_descriptor(name, help, None, gauge)?;
+        ConstGauge::new(percent / 100.0).encode(family)?;
+    }
+    let help = "Kinds of streams that are told less than everything, because the agent was over its budget";
+    let family = out.encode_descriptor("budget_shed", help, None, gauge)?;
+    ConstGauge::new(i64::from(budget.shed)).encode(family)?;
+    let help = "Times that a kind of a stream was told less, or more again";
+    let mut family = out.encode_descriptor("budget_steps", help, None, counter)?;
+    for (direction, steps) in [("down", budget.steps_down), ("up", budget.steps_up)] {
+        ConstCounter::new(steps).encode(family.encode_family(&[("direction", direction)])?)?;
+    }
+    let help = "What a program took of one CPU in the last second in which it was measured";
+    let mut family = out.encode_descriptor("program_cpu_ratio", help, None, gauge)?;
+    for (hook, cost) in programs {
+        let ratio = ConstGauge::new(cost.cpu_percent / 100.0);
+        ratio.encode(family.encode_family(&[("hook", &**hook)])?)?;
+    }
+    Ok(())
 }
 
 /// Second field of /proc/self/statm, in bytes; 0 where /proc is not there.

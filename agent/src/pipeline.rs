@@ -383,6 +383,7 @@ fn losses(counters: &mut Counters, publisher: &mut Publisher, stats: &Stats) {
         for (stage, count) in [
             (Stage::KernelRing, loss.ring),
             (Stage::KernelTable, loss.table),
+            (Stage::RateLimit, loss.rate),
         ] {
             if count > 0 {
                 publisher.lose(loss.slot, kind, stage, count);

@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 pub use pod::{Container, Pod};
+pub use table::{MAX_CGROUPS, MAX_PODS};
 pub use watch::follow;
 
 use table::Table;

@@ -22,7 +22,7 @@ helm test dinle --namespace dinle --logs
 | | by default | more |
 |---|---|---|
 | user | 0, because Kubernetes gives capabilities to no other | |
-| capabilities | none but `BPF` and `PERFMON` | `kernelSymbols`, `extraCapabilities`, `privileged` |
+| capabilities | none but `BPF` and `PERFMON` | `kernelSymbols`, `budget.measurePrograms`, `extraCapabilities`, `privileged` |
 | seccomp | `RuntimeDefault` | `securityContext` |
 | file system | read-only; the node's `/sys/fs/cgroup` is mounted, read-only | `extraVolumes` |
 | network | the pod's own; gRPC on its loopback, metrics and probes on its address | `grpc.tls`, `grpc.insecure` |
@@ -76,7 +76,7 @@ def kind(schema: dict) -> str:
         return " or ".join(kind(one) for one in schema["anyOf"])
     if schema["type"] == "array":
         return "list"
-    return {"object": "map", "boolean": "true or false", "integer": "number", "string": "text"}[schema["type"]]
+    return {"object": "map", "boolean": "true or false", "integer": "number", "number": "number", "string": "text"}[schema["type"]]
 
 
 def walk() -> list[tuple[tuple[str, ...], dict, object]]:

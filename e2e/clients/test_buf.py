@@ -4,7 +4,7 @@ import json
 
 from conftest import NODE, PATIENCE_SECONDS
 
-METHODS = ["Explain", "GetStatus", "Leave", "ListCapabilities", "ListWorkloads", "Subscribe"]
+METHODS = ["Explain", "GetStatus", "Leave", "ListCapabilities", "ListSubscriptions", "ListWorkloads", "Subscribe"]
 
 
 def finish(process) -> str:

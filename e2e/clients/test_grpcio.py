@@ -91,6 +91,28 @@ def test_a_bad_request_is_refused_by_the_name_of_its_field(observer, v1, request
     assert field in refusal.value.details()
 
 
+def test_who_listens_to_what_is_listed(observer, v1, streams):
+    request = v1.SubscribeRequest(kinds=[v1.KIND_EXIT], selector=v1.Selector(namespaces=["shop"]))
+    streams(0)
+    first = observer.Subscribe(request, timeout=PATIENCE_SECONDS)
+    second = observer.Subscribe(v1.SubscribeRequest(kinds=[v1.KIND_EXEC]), timeout=PATIENCE_SECONDS)
+    ids = [next(call).plan.stream_id for call in (first, second)]
+    streams(2)
+    answer = observer.ListSubscriptions(v1.ListSubscriptionsRequest())
+    # Nobody is asked who they are, so that there is nobody from whom to keep it.
+    assert (answer.node, answer.own_only) == (NODE, False)
+    assert [one.stream_id for one in answer.subscriptions] == ids
+    assert answer.subscriptions[0].request == request
+    assert [[books.kind for books in one.books] for one in answer.subscriptions] == [[v1.KIND_EXIT], [v1.KIND_EXEC]]
+    assert all(one.caller.peer for one in answer.subscriptions)
+    first.cancel()
+    streams(1)
+    answer = observer.ListSubscriptions(v1.ListSubscriptionsRequest())
+    assert [one.stream_id for one in answer.subscriptions] == ids[1:]
+    second.cancel()
+    streams(0)
+
+
 def test_a_stream_that_is_cancelled_leaves_nothing_attached(observer, v1, streams):
     call = observer.Subscribe(v1.SubscribeRequest(kinds=[v1.KIND_EXEC, v1.KIND_EXIT]), timeout=PATIENCE_SECONDS)
     next(call)

@@ -7,6 +7,7 @@ Environment:
   DINLE_TEST_IMAGE            what the watched pods run: any with /bin/sh, /bin/true and /bin/sleep; by default localhost/busybox:1
   KUBERNETES_SERVICE_HOST     given to Dinle's pods where it is set, with KUBERNETES_SERVICE_PORT: for clusters without kube-proxy
   DINLE_STATIC_PODS=NODE=DIR  where the kubelet of a node looks for static pods, if that is on this machine
+  DINLE_SERVICE_ACCOUNT_KEY   file of the key with which the API server signs tokens, RSA
 """
 
 import json

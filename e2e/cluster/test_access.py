@@ -148,9 +148,16 @@ def token(kubectl, name: str, audience: str | None = "dinle") -> str:
     return kubectl("-n", HOME, "create", "token", name, *meant).strip()
 
 
+def decoded(part: str) -> dict:
+    return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+
+
+def encoded(part: bytes) -> str:
+    return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
+
+
 def audiences(token: str) -> list[str]:
-    payload = token.split(".")[1]
-    return json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["aud"]
+    return decoded(token.split(".")[1])["aud"]
 
 
 @pytest.fixture(scope="module")
@@ -362,6 +369,18 @@ def test_what_else_the_agent_tells_is_for_the_same_people(kubectl, observer, v1)
         assert {full_name("viewer"), full_name("both")} <= listeners("everywhere")
         assert listeners("viewer") == {full_name("viewer")}
 
+        def listed(name: str) -> tuple[set[str], bool]:
+            request = v1.ListSubscriptionsRequest()
+            answer = observer.ListSubscriptions(request, metadata=bearing(token(kubectl, name)))
+            return {one.caller.user for one in answer.subscriptions}, answer.own_only
+
+        callers, own_only = listed("everywhere")
+        assert ({full_name("viewer"), full_name("both")} <= callers, own_only) == (True, False)
+        # To be a debugger of a namespace or two is not enough: streams of others are about more than that.
+        assert listed("both") == ({full_name("both")}, True)
+        # Whoever may watch nothing has no streams.
+        assert listed("nobody") == (set(), True)
+
 
 def test_a_permission_that_is_taken_away_ends_the_stream_and_no_other(kubectl, observer, v1):
     with stream(observer, v1, bearing(token(kubectl, "leaver")), [SHOP]) as leaver, stream(
@@ -397,6 +416,34 @@ def test_a_token_that_is_no_longer_good_ends_the_stream(kubectl, observer, v1):
         kubectl("-n", HOME, "delete", "serviceaccount", "fired")
         problem = fired.refused(WITHDRAWN_SECONDS)
         assert (problem.code(), fired.heartbeat.end) == (UNAUTHENTICATED, v1.END_REASON_PERMISSION)
+
+
+def ending(kubectl, name: str, seconds: int) -> str:
+    """A token as the API server would have made it, were it asked for one that ends so soon."""
+    key = os.environ.get("DINLE_SERVICE_ACCOUNT_KEY")
+    if not key or not Path(key).exists():
+        pytest.skip("DINLE_SERVICE_ACCOUNT_KEY does not name the key with which this API server signs tokens, and it makes none for less than 10 minutes")
+    head, body, _ = token(kubectl, name).split(".")
+    assert decoded(head)["alg"] == "RS256", "this test signs with RSA"
+    claims = {**decoded(body), "exp": int(time.time()) + seconds}
+    signed = f"{head}.{encoded(json.dumps(claims).encode())}"
+    sign = ["openssl", "dgst", "-sha256", "-sign", key]
+    signature = subprocess.run(sign, input=signed.encode(), capture_output=True, check=True).stdout
+    return f"{signed}.{encoded(signature)}"
+
+
+# For so long the API server takes tokens that have ended: the leeway of go-jose.
+LEEWAY_SECONDS = 60
+
+
+def test_a_token_ends_by_time(kubectl, observer, v1):
+    over = bearing(ending(kubectl, "viewer", -2 * LEEWAY_SECONDS))
+    code, details = refusal(lambda: next(observer.Subscribe(v1.SubscribeRequest(kinds=[v1.KIND_EXEC]), metadata=over)))
+    assert (code, "may have expired" in details) == (UNAUTHENTICATED, True), details
+    with stream(observer, v1, bearing(ending(kubectl, "viewer", 20 - LEEWAY_SECONDS)), [SHOP]) as viewer:
+        viewer.until(lambda: ticks(viewer, SHOP), PATIENCE_SECONDS, "a tick")
+        problem = viewer.refused(20 + WITHDRAWN_SECONDS)
+        assert (problem.code(), viewer.heartbeat.end) == (UNAUTHENTICATED, v1.END_REASON_PERMISSION)
 
 
 @contextmanager

@@ -7,6 +7,8 @@
 
 #[path = "kernel/block.rs"]
 mod block;
+#[path = "kernel/budget.rs"]
+mod budget;
 #[path = "kernel/drop.rs"]
 mod drop;
 #[path = "kernel/exec.rs"]
@@ -27,6 +29,8 @@ mod identity;
 mod life;
 #[path = "kernel/loss.rs"]
 mod loss;
+#[path = "kernel/rates.rs"]
+mod rates;
 #[path = "kernel/scope.rs"]
 mod scope;
 #[path = "kernel/tcp.rs"]

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, PerCpuArray, RingBuf},
 };
-use dinle_ebpf::{Counts, FRAME_MAX, Header, Kind, Narrowing, Payload, SLOTS};
+use dinle_ebpf::{Counts, FRAME_MAX, Header, Kind, Narrowing, Payload, Rate, SLOTS};
 
 use crate::{
     kernel::{increment, zero},
@@ -20,6 +20,10 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 /// [`Counts`] of each slot and kind.
 #[map]
 static COUNTS: PerCpuArray<Counts> = PerCpuArray::with_max_entries(SLOTS * Kind::TABLE, 0);
+
+/// [`Rate`] of each slot and kind. Written by the agent.
+#[map]
+static RATES: Array<Rate> = Array::with_max_entries(SLOTS * Kind::TABLE, 0);
 
 /// Element 0 is 1 while the reader sleeps and wants to be woken. A wake-up costs several times what an event costs, so a
 /// reader that is busy looks by itself every few milliseconds.
@@ -51,6 +55,9 @@ struct Frame<P> {
 /// Emits a frame without a tail. `fill` gets a zeroed payload.
 #[inline(always)]
 pub fn fixed<P: Payload>(subject: Subject, fill: impl FnOnce(*mut P)) {
+    if !within_rate(subject, P::KIND) {
+        return limited(subject, P::KIND);
+    }
     count(subject, P::KIND, |counts| &raw mut counts.seen);
     let Some(mut slot) = EVENTS.reserve::<Frame<P>>(0) else {
         return count(subject, P::KIND, |counts| &raw mut counts.lost);
@@ -73,6 +80,11 @@ pub fn with_tail<P: Payload>(
     scratch: *mut Scratch,
     fill: impl FnOnce(*mut P, *mut u8) -> Option<usize>,
 ) {
+    // What is beyond the rate need not be filled, unless only that tells whether anybody asked for it. Looked up twice: what is remembered would double
+    // what the verifier has to walk, and a change in between lets an event more or less pass.
+    if !is_looked_at::<P>() && !within_rate(subject, P::KIND) {
+        return limited(subject, P::KIND);
+    }
     let frame: *mut Frame<P> = scratch.cast();
     // SAFETY: a scratch buffer is larger than a frame and aligned like one.
     let tail = unsafe {
@@ -83,6 +95,9 @@ pub fn with_tail<P: Payload>(
     let Some(tail) = tail else {
         return;
     };
+    if is_looked_at::<P>() && !within_rate(subject, P::KIND) {
+        return limited(subject, P::KIND);
+    }
     count(subject, P::KIND, |counts| &raw mut counts.seen);
     let mut len = size_of::<Frame<P>>() + tail;
     if len > FRAME_MAX {
@@ -93,6 +108,45 @@ pub fn with_tail<P: Payload>(
     if EVENTS.output::<[u8]>(bytes, wake()).is_err() {
         count(subject, P::KIND, |counts| &raw mut counts.lost);
     }
+}
+
+/// Whether only a frame tells if anybody asked for it.
+#[inline(always)]
+fn is_looked_at<P: Payload>() -> bool {
+    narrowing(P::KIND).is_some_and(|narrowing| narrowing.prefix_len != 0)
+}
+
+/// Counts one that was beyond the rate.
+#[inline(always)]
+fn limited(subject: Subject, kind: Kind) {
+    count(subject, kind, |counts| &raw mut counts.seen);
+    count(subject, kind, |counts| &raw mut counts.limited);
+}
+
+/// Whether that slot and kind may have another frame; takes its token.
+#[inline(always)]
+fn within_rate(subject: Subject, kind: Kind) -> bool {
+    let Some(rate) = RATES.get_ptr_mut(subject.slot * Kind::TABLE + kind as u32) else {
+        return true;
+    };
+    // SAFETY: an element of an array map is always valid. A read or write that races with the agent's, or with another CPU's, lets an event
+    // more or less pass.
+    unsafe {
+        let share = (&raw const (*rate).share_ns).read_volatile();
+        if share == 0 {
+            return true;
+        }
+        let now = bpf_ktime_get_boot_ns();
+        let mut full_at = (&raw const (*rate).full_at_ns).read_volatile();
+        if full_at < now {
+            full_at = now;
+        }
+        if share > Rate::BURST_NS || full_at - now + share > Rate::BURST_NS {
+            return false;
+        }
+        (&raw mut (*rate).full_at_ns).write_volatile(full_at + share);
+    }
+    true
 }
 
 #[inline(always)]

@@ -101,6 +101,14 @@ impl Admission {
         }
     }
 
+    /// Whether they may be told who else listens.
+    pub(super) async fn may_list(&self, admitted: &Admitted) -> Result<bool, Refusal> {
+        match (&self.auth, &admitted.who) {
+            (Some(auth), Some(who)) => auth.counted(auth.may_list(who).await),
+            _ => Ok(true),
+        }
+    }
+
     /// Looks again and again whether a stream may go on. Ends with what it returns.
     pub(super) fn guard(&self, admitted: Admitted, hub: &Hub, listener: &Arc<Listener>) -> Guard {
         let Admission { auth, grace, index } = self.clone();

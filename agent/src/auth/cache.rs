@@ -33,6 +33,11 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.len()
+    }
+
     pub(super) fn get(&self, key: &K) -> Option<V> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, answer) = answers.get(key)?;

@@ -153,7 +153,7 @@ impl Reviews for Reviewer {
         } = identity;
         let Question {
             namespace,
-            sensor,
+            resource,
             args,
         } = question;
         let filled = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
@@ -166,9 +166,9 @@ impl Reviews for Reviewer {
                 resource_attributes: Some(ResourceAttributes {
                     namespace: filled(namespace),
                     group: Some(API_GROUP.to_owned()),
-                    resource: Some((*sensor).to_owned()),
+                    resource: Some((*resource).to_owned()),
                     subresource: args.then(|| "args".to_owned()),
-                    verb: Some("watch".to_owned()),
+                    verb: Some(question.verb().to_owned()),
                     ..ResourceAttributes::default()
                 }),
                 ..SubjectAccessReviewSpec::default()

@@ -34,7 +34,7 @@ impl Reviews for &'static Answers {
         }
         assert_eq!(identity, &jane());
         let args = if question.args { "/args" } else { "" };
-        let resource = format!("{}{args}", question.sensor);
+        let resource = format!("{}{args}", question.resource);
         let rules = self.rules.lock().expect("no panic");
         // A ClusterRoleBinding holds in each namespace, too.
         Ok(rules.iter().any(|(namespace, what)| {

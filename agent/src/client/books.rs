@@ -93,6 +93,7 @@ impl Ledger {
             delivered,
             queued,
             lost,
+            fidelity: _,
         } = books;
         let name = text::kind(*kind);
         let accounted = delivered + queued + lost.iter().map(|lost| lost.count).sum::<u64>();
@@ -212,6 +213,7 @@ fn equation(books: &v1::KindBooks) -> String {
         delivered,
         queued,
         lost,
+        fidelity: _,
     } = books;
     let queued = match queued {
         0 => String::new(),
@@ -279,6 +281,7 @@ mod tests {
                     count: *count,
                 })
                 .collect(),
+            ..Default::default()
         }
     }
 

@@ -111,6 +111,7 @@ fn page(
         cgroups,
         cgroups_in_scope,
         ring_bytes,
+        budget,
     } = status;
     let facts = [
         (
@@ -140,6 +141,7 @@ fn page(
             ),
         ),
         ("ring", format!("{} bytes", text::thousands(*ring_bytes))),
+        ("cost", cost(budget.as_ref())),
     ];
     print_facts(&facts, out)?;
     writeln!(out)?;
@@ -192,7 +194,12 @@ fn print_programs(programs: &[v1::Program], look: Look, out: &mut dyn Write) -> 
             attached,
             verified_instructions,
             recursion_misses,
+            cost,
         } = program;
+        let number = |of: fn(&v1::ProgramCost) -> f64| match cost {
+            Some(cost) => text::thousands(of(cost).round() as u64),
+            None => NONE.to_owned(),
+        };
         vec![
             name.clone(),
             text::or_none(hook).to_owned(),
@@ -200,10 +207,15 @@ fn print_programs(programs: &[v1::Program], look: Look, out: &mut dyn Write) -> 
             if *attached { "yes" } else { "no" }.to_owned(),
             text::known(u64::from(*verified_instructions)),
             text::thousands(*recursion_misses),
+            number(|cost| cost.runs_per_second),
+            number(|cost| cost.ns_per_run),
+            cost.map_or(NONE.to_owned(), |cost| percent(cost.cpu_percent)),
         ]
     };
     let rows: Vec<_> = programs.iter().map(row).collect();
-    let names = ["PROGRAM", "HOOK", "WAY", "ATTACHED", "VERIFIED", "SKIPPED"];
+    let names = [
+        "PROGRAM", "HOOK", "WAY", "ATTACHED", "VERIFIED", "SKIPPED", "RUNS/S", "NS/RUN", "CPU",
+    ];
     Table::print(&names, &rows, look, out)
 }
 
@@ -225,7 +237,9 @@ fn print_streams(
                 text::thousands(books.delivered),
                 text::thousands(books.queued),
                 text::thousands(lost),
-                caller(stream.caller.as_ref()),
+                percent(stream.cpu_percent),
+                text::fidelity(books.fidelity),
+                text::caller(stream.caller.as_ref()),
             ]);
         }
     }
@@ -237,18 +251,11 @@ fn print_streams(
         "DELIVERED",
         "QUEUED",
         "LOST",
+        "CPU",
+        "TOLD",
         "CALLER",
     ];
     Table::print(&names, &rows, look, out)
-}
-
-/// `jane (10.0.0.7:41234)`, or where the connection comes from alone.
-fn caller(caller: Option<&v1::Caller>) -> String {
-    match caller {
-        Some(v1::Caller { peer, user, .. }) if user.is_empty() => text::or_none(peer).to_owned(),
-        Some(v1::Caller { peer, user, .. }) => format!("{user} ({peer})"),
-        None => NONE.to_owned(),
-    }
 }
 
 fn print_losses(losses: &[v1::NodeLoss], look: Look, out: &mut dyn Write) -> io::Result<()> {
@@ -264,8 +271,54 @@ fn print_losses(losses: &[v1::NodeLoss], look: Look, out: &mut dyn Write) -> io:
     Table::print(&["KIND", "LOST-AT", "COUNT"], &rows, look, out)
 }
 
+/// Of one CPU: `1.25%`.
+pub(super) fn percent(percent: f64) -> String {
+    format!("{percent:.2}%")
+}
+
+/// What the agent costs, and what it may.
+fn cost(budget: Option<&v1::Budget>) -> String {
+    let Some(v1::Budget {
+        limit_percent,
+        programs_percent,
+        agent_percent,
+        measured,
+        unmeasured,
+        shed,
+        steps_down,
+        steps_up,
+    }) = budget
+    else {
+        return NONE.to_owned();
+    };
+    let mut cost = match measured {
+        None => "not measured yet: nobody has listened".to_owned(),
+        Some(_) => format!(
+            "{} of a CPU for programs, {} for the agent",
+            if unmeasured.is_empty() {
+                percent(*programs_percent)
+            } else {
+                "?".to_owned()
+            },
+            percent(*agent_percent)
+        ),
+    };
+    if *limit_percent > 0.0 {
+        cost.push_str(&format!(
+            "; the budget is {}, {shed} kinds of streams are told less now (steps down {}, up {})",
+            percent(*limit_percent),
+            text::thousands(*steps_down),
+            text::thousands(*steps_up)
+        ));
+    }
+    if !unmeasured.is_empty() {
+        cost.push_str(&format!("; {unmeasured}"));
+    }
+    cost
+}
+
 /// `3h 2m 5s`. A clock that was set back makes it 0.
-fn age(since: Option<&prost_types::Timestamp>, now: SystemTime) -> String {
+pub(super) fn age(since: Option<&prost_types::Timestamp>, now: SystemTime) -> String {
     let Some(started) = since.and_then(|since| SystemTime::try_from(*since).ok()) else {
         return NONE.to_owned();
     };
@@ -307,6 +360,11 @@ mod tests {
                     attached: true,
                     verified_instructions: 1272,
                     recursion_misses: 1,
+                    cost: Some(v1::ProgramCost {
+                        runs_per_second: 1204.4,
+                        ns_per_run: 830.2,
+                        cpu_percent: 0.1,
+                    }),
                 },
                 v1::Program {
                     name: "cgroup_mkdir".to_owned(),
@@ -333,7 +391,9 @@ mod tests {
                         stage: v1::LossStage::ClientQueue.into(),
                         count: 3,
                     }],
+                    fidelity: v1::Fidelity::Sampled.into(),
                 }],
+                cpu_percent: 0.125,
             }],
             losses: vec![v1::NodeLoss {
                 kind: v1::Kind::Exec.into(),
@@ -349,6 +409,16 @@ mod tests {
             cgroups: 40,
             cgroups_in_scope: 12,
             ring_bytes: 4 << 20,
+            budget: Some(v1::Budget {
+                limit_percent: 5.0,
+                programs_percent: 0.1,
+                agent_percent: 0.25,
+                measured: at(11_124),
+                shed: 1,
+                steps_down: 3,
+                steps_up: 2,
+                ..Default::default()
+            }),
         };
         assert_eq!(
             printed(&status),
@@ -359,6 +429,7 @@ kernel   6.12.0, boot id b00t
 pods     from kube, synced, 12 pods
 cgroups  40 known, 12 reported on now
 ring     4,194,304 bytes
+cost     0.10% of a CPU for programs, 0.25% for the agent; the budget is 5.00%, 1 kinds of streams are told less now (steps down 3, up 2)
 
 KIND AVAILABLE HOOK               WAY            REFUSED
 exec yes       sched_process_exec raw_tracepoint tp_btf: no BTF
@@ -366,12 +437,12 @@ exit NO        -                  -              no way to attach
 exit NO        sched_process_exit -              tp_btf: no BTF; kprobe: not permitted
 limit of exec: failed execs are not seen
 
-PROGRAM                    HOOK               WAY            ATTACHED VERIFIED SKIPPED
-tp_btf__sched_process_exec sched_process_exec tp_btf         yes      1,272    1
-cgroup_mkdir               cgroup_mkdir       raw_tracepoint no       -        0
+PROGRAM                    HOOK               WAY            ATTACHED VERIFIED SKIPPED RUNS/S NS/RUN CPU
+tp_btf__sched_process_exec sched_process_exec tp_btf         yes      1,272    1       1,204  830    0.10%
+cgroup_mkdir               cgroup_mkdir       raw_tracepoint no       -        0       -      -      -
 
-STREAM AGE KIND MATCHED DELIVERED QUEUED LOST CALLER
-7      5s  exec 1,204   1,200     1      3    jane (10.0.0.7:41234)
+STREAM AGE KIND MATCHED DELIVERED QUEUED LOST CPU   TOLD    CALLER
+7      5s  exec 1,204   1,200     1      3    0.12% sampled jane (10.0.0.7:41234)
 
 KIND LOST-AT      COUNT
 exec CLIENT_QUEUE 3

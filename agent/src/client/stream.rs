@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use dinle_proto::v1::{self, subscribe_response::Message};
+use futures::FutureExt as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, timeout_at},
@@ -30,6 +31,9 @@ use super::{
     pages, text,
     top::{self, Poke},
 };
+
+/// Signals within this time are one.
+const ONE_SIGNAL: Duration = Duration::from_millis(300);
 
 /// How long an interrupted client waits for whoever reads its output.
 const STUCK_MAX: Duration = Duration::from_secs(2);
@@ -101,6 +105,8 @@ struct Heard {
     names: HashMap<u64, Who>,
     /// What the agent said last that it cannot hear.
     notes: Vec<String>,
+    /// Of which kinds it tells less than everything.
+    fidelity: HashMap<i32, i32>,
     /// It is over.
     over: bool,
     /// The books of a stream before it did not balance.
@@ -306,6 +312,16 @@ impl View {
                     let wrong = books::contradiction(wrong);
                     heard.tell(Tone::Alarm, &wrong, several, screen)?;
                 }
+                for books in &heartbeat.books {
+                    let before = heard
+                        .fidelity
+                        .insert(books.kind, books.fidelity)
+                        .unwrap_or(0);
+                    if before != books.fidelity {
+                        let told = text::told(books.kind, books.fidelity);
+                        heard.tell(Tone::Alarm, &told, several, screen)?;
+                    }
+                }
                 let news = heartbeat.notes.iter();
                 for note in news.filter(|note| !heard.notes.contains(note)) {
                     heard.tell(Tone::Aside, note, several, screen)?;
@@ -510,13 +526,18 @@ pub(super) fn interrupted() -> anyhow::Result<impl Future<Output = ()>> {
         if told.send(()).is_err() {
             return;
         }
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            () = tokio::time::sleep(STUCK_MAX) => {}
+        // timeout(1) signals a process, and then its group: the same once more.
+        tokio::time::sleep(ONE_SIGNAL).await;
+        while interrupt.recv().now_or_never().is_some() || terminate.recv().now_or_never().is_some()
+        {
         }
+        let why = tokio::select! {
+            _ = interrupt.recv() => "interrupted again",
+            _ = terminate.recv() => "interrupted again",
+            () = tokio::time::sleep(STUCK_MAX) => "nobody reads the output",
+        };
         top::restore();
-        eprintln!("ended without the books: nobody reads the output");
+        eprintln!("ended without the books: {why}");
         std::process::exit(1);
     });
     Ok(async {

@@ -31,6 +31,44 @@ pub(super) fn stage(number: i32) -> String {
     }
 }
 
+/// How much is told of a kind: `sampled`.
+pub(super) fn fidelity(number: i32) -> String {
+    match v1::Fidelity::try_from(number) {
+        Ok(v1::Fidelity::Unspecified) => "all".to_owned(),
+        Ok(fidelity) => short_name(fidelity.as_str_name(), "FIDELITY_").to_lowercase(),
+        Err(_) => format!("fidelity-{number}"),
+    }
+}
+
+/// A sentence on a kind of which more or less is told from now on.
+pub(super) fn told(kind: i32, fidelity: i32) -> String {
+    let kind = self::kind(kind);
+    match v1::Fidelity::try_from(fidelity) {
+        Ok(v1::Fidelity::Unspecified) => format!("{kind}: everything is told again"),
+        Ok(v1::Fidelity::Sampled) => format!(
+            "{kind}: the agent is over its CPU budget, and tells at most 100 events a second of each pod; those beyond are counted as lost"
+        ),
+        Ok(v1::Fidelity::Counted) => {
+            format!("{kind}: the agent is over its CPU budget, and only counts events, as lost")
+        }
+        Ok(v1::Fidelity::Detached) => format!(
+            "{kind}: the agent is over its CPU budget, and hears nothing of it any more: what happens now is not even counted"
+        ),
+        Err(_) => {
+            format!("{kind}: less is told, in a way that this client does not know ({fidelity})")
+        }
+    }
+}
+
+/// `jane (10.0.0.7:41234)`, or where the connection comes from alone.
+pub(super) fn caller(caller: Option<&v1::Caller>) -> String {
+    match caller {
+        Some(v1::Caller { peer, user, .. }) if user.is_empty() => or_none(peer).to_owned(),
+        Some(v1::Caller { peer, user, .. }) => format!("{user} ({peer})"),
+        None => NONE.to_owned(),
+    }
+}
+
 /// How much is known of a workload: `container`.
 pub(super) fn state(number: i32) -> String {
     match v1::IdentityState::try_from(number) {
@@ -64,7 +102,7 @@ pub(super) fn loss(loss: &v1::Loss) -> String {
             "",
             "the connection broke, and they were not kept long enough to be sent again",
         ),
-        Ok(v1::LossStage::RateLimit) => ("", "there were more than --rate-limit allows"),
+        Ok(v1::LossStage::RateLimit) => ("", "there were more than may be told in a second"),
         Ok(v1::LossStage::KernelTable) => ("", "a table in the kernel was full"),
         Ok(v1::LossStage::Unspecified) | Err(_) => ("", "a newer dinle knows why"),
     };
@@ -448,7 +486,7 @@ mod tests {
             (
                 v1::LossStage::RateLimit as i32,
                 5,
-                "lost 5 exec events: there were more than --rate-limit allows (RATE_LIMIT)",
+                "lost 5 exec events: there were more than may be told in a second (RATE_LIMIT)",
             ),
             (
                 99,

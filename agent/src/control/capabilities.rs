@@ -9,7 +9,7 @@ use std::{
 use dinle_ebpf::Kind;
 use dinle_proto::v1;
 
-use super::{BY_NAMESPACE, KALLSYMS};
+use super::{BY_NAMESPACE, Costs, KALLSYMS};
 use crate::{
     event::{Symbols, proto_kind},
     kernel::{HookStatus, Way, WayStatus},
@@ -24,6 +24,8 @@ pub struct Node {
     pub programs: Vec<v1::Program>,
     /// Cgroups that the kernel reports on.
     pub watched: usize,
+    /// What all that costs.
+    pub costs: Costs,
 }
 
 /// Hooks as the contract shows them, and what the kinds make of them whose bits are among those offered.
@@ -36,7 +38,8 @@ pub fn node(hooks: &[HookStatus], offered: u64) -> Node {
             way: chosen.way.to_string(),
             attached: hook.attached,
             verified_instructions: *chosen.verified.as_ref().ok()?,
-            recursion_misses: hook.skipped,
+            recursion_misses: hook.runs.skipped,
+            cost: None,
         })
     });
     let find = |name: &str| hooks.iter().find(|status| status.hook == name);

@@ -157,6 +157,7 @@ impl Books {
                         count,
                     })
                     .collect(),
+                ..v1::KindBooks::default()
             }
         };
         let told = |books: &v1::KindBooks| kinds.contains(books.kind()) || !books.lost.is_empty();

@@ -4,7 +4,7 @@ use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use dinle_proto::v1;
 
-use super::Hub;
+use super::{Fidelity, Hub};
 use crate::filter::{Narrow, Request};
 
 /// Time between two reports on a session that goes on, for those who do not say.
@@ -32,6 +32,8 @@ pub struct Demand {
     pub moved: bool,
     /// What nobody asks for of each of the kinds.
     pub narrow: Vec<(v1::Kind, Narrow)>,
+    /// Slots and kinds of which everyone who listens is told less than everything: what those are told who are told most.
+    pub fidelity: HashMap<(u32, v1::Kind), Fidelity>,
     /// Time between two reports on a session that goes on: the shortest that somebody asks for. `None`: nobody hears of sessions.
     pub interval: Option<Duration>,
 }
@@ -63,6 +65,11 @@ impl Slots {
         self.slots.get(slot as usize)?.pod.as_ref()
     }
 
+    /// How many pods have a slot.
+    pub(super) fn pods(&self) -> usize {
+        self.by_pod.len()
+    }
+
     /// Slots that somebody watches.
     pub(super) fn watched(&self) -> impl Iterator<Item = u32> {
         self.slots
@@ -82,14 +89,14 @@ impl Hub {
     ) -> Demand {
         let board = self.board();
         let mut demand = Demand::default();
-        for (_, listener) in board.listeners() {
+        for (bit, listener) in board.listeners() {
             let Request {
                 kinds,
                 filter,
                 interval,
                 ..
             } = &listener.request;
-            let heard = listener.hears_at_all();
+            let heard = board.hears_at_all(bit, listener);
             demand.kinds |= heard.bits();
             for kind in heard.iter() {
                 // What is heard for the filter's sake alone is wanted whole.
@@ -114,13 +121,15 @@ impl Hub {
             by_pod: HashMap::new(),
         };
         let mut seated: Vec<(u64, u64, u64, &Arc<v1::Workload>)> = Vec::new();
+        let shed = board.listeners().any(|(_, listener)| listener.is_shed());
+        let mut best: HashMap<(u32, v1::Kind), Fidelity> = HashMap::new();
         for (cgroup_id, workload) in live {
             let (mut kinds, mut listeners) = (0, 0);
             for (bit, listener) in board.listeners() {
                 if !listener.request.selector.matches_pod(workload) {
                     continue;
                 }
-                let hears = listener.hears(workload);
+                let hears = board.hears(bit, listener, workload);
                 if !hears.is_empty() {
                     kinds |= hears.bits();
                     listeners |= bit;
@@ -158,6 +167,16 @@ impl Hub {
                     .resize_with(next.slots.len().max(slot as usize + 1), Slot::default);
                 let seat = &mut next.slots[slot as usize];
                 seat.listeners |= listeners;
+                let mine = board
+                    .listeners()
+                    .filter(|(bit, _)| shed && listeners & bit != 0);
+                for (bit, listener) in mine {
+                    for kind in board.hears(bit, listener, workload).iter() {
+                        let told = listener.fidelity(kind);
+                        let best = best.entry((slot, kind)).or_insert(told);
+                        *best = told.min(*best);
+                    }
+                }
                 // Parents come first: the pod's own cgroup stands for it.
                 if slot != 0 && seat.pod.is_none() {
                     seat.pod = Some(pod_of(workload));
@@ -169,11 +188,13 @@ impl Hub {
                 slot,
             });
         }
+        best.retain(|_, fidelity| *fidelity != Fidelity::Whole);
+        demand.fidelity = best;
         demand.moved = *board.slots != next;
         if demand.moved {
             let next = Arc::new(next);
-            self.change(|_, slots| {
-                *slots = next;
+            self.change(|board| {
+                board.slots = next;
                 Ok(())
             })
             .unwrap_or_else(|never: Infallible| match never {});

@@ -143,7 +143,7 @@ impl Publisher {
         let mut targets = Targets::default();
         for (bit, listener) in self.board.listeners() {
             if listener.request.selector.matches(workload)
-                && listener.hears(workload).contains(kind)
+                && self.board.hears(bit, listener, workload).contains(kind)
             {
                 match listener.grant.load().of(workload).args.contains(kind) {
                     true => targets.whole |= bit,
@@ -276,7 +276,7 @@ impl Publisher {
         let watching = self.board.slots.listeners(slot);
         for (bit, listener) in self.board.listeners() {
             let hears = || match self.board.slots.pod(slot) {
-                Some(pod) => listener.hears(pod),
+                Some(pod) => self.board.hears(bit, listener, pod),
                 None => listener.request.heard,
             };
             if watching & bit != 0 && hears().contains(kind) {
@@ -599,7 +599,7 @@ fn name_of(workload: &v1::Workload) -> v1::WorkloadName {
 }
 
 /// Whether a kind is told in snapshots.
-fn is_snapshot(kind: v1::Kind) -> bool {
+pub(super) fn is_snapshot(kind: v1::Kind) -> bool {
     match kind {
         v1::Kind::BlockLatency | v1::Kind::DropCount => true,
         v1::Kind::Unspecified

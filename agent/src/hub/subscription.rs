@@ -316,6 +316,7 @@ impl Subscription {
             shutdown,
             withdrawn,
             finishing,
+            listener,
             ..
         } = self;
         let over = async {
@@ -329,6 +330,7 @@ impl Subscription {
             biased;
             _ = heartbeats.tick() => Next::Heartbeat,
             _ = loss_checks.tick() => Next::LossCheck,
+            () = listener.news.notified() => Next::Heartbeat,
             () = over, if finishing.is_none() => Next::Finish(EndReason::MaxDuration),
             _ = shutdown.wait_for(|down| *down), if finishing.is_none() => Next::Finish(EndReason::Shutdown),
             _ = withdrawn.wait_for(Option::is_some), if finishing.is_none() => Next::Finish(EndReason::Permission),

@@ -1,5 +1,6 @@
 //! The hub without a kernel: a publisher on one side, subscriptions on the other.
 
+mod fidelity;
 mod grant;
 mod limits;
 mod resume;

@@ -6,7 +6,9 @@ use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray},
 };
-use dinle_ebpf::{Counts, Kind, Narrowing, SCOPE_MAX, ScopeEntry, TrackerCounts, drop::NETNS_MAX};
+use dinle_ebpf::{
+    Counts, Kind, Narrowing, Rate, SCOPE_MAX, ScopeEntry, TrackerCounts, drop::NETNS_MAX,
+};
 
 use super::{LoadError, take_map};
 
@@ -26,6 +28,7 @@ pod! {
     CountsPod = Counts;
     TrackerPod = TrackerCounts;
     NarrowingPod = Narrowing;
+    RatePod = Rate;
 }
 
 /// What is wanted of one cgroup.
@@ -165,6 +168,72 @@ impl Narrowings {
     }
 }
 
+/// How many events of one slot and kind may come out of the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Pace {
+    /// All of them.
+    #[default]
+    All,
+    /// So many a second, at least 1, and as many at once.
+    PerSecond(u32),
+    /// None; they are counted.
+    Counted,
+}
+
+impl Pace {
+    /// As the kernel half keeps it.
+    fn rate(self) -> Rate {
+        let share_ns = match self {
+            Self::All => 0,
+            Self::PerSecond(events) => (Rate::BURST_NS / u64::from(events.max(1))).max(1),
+            Self::Counted => Rate::NONE,
+        };
+        Rate {
+            share_ns,
+            full_at_ns: 0,
+        }
+    }
+}
+
+/// How many events the kernel lets through.
+pub struct Rates {
+    map: Array<MapData, RatePod>,
+    set: HashMap<(u32, Kind), Pace>,
+}
+
+impl Rates {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+        let name = "RATES";
+        let map = Array::try_from(take_map(ebpf, name)?)
+            .map_err(|error| LoadError::Map { name, error })?;
+        Ok(Self {
+            map,
+            set: HashMap::new(),
+        })
+    }
+
+    /// Lets so many events of each slot and kind through, and all of those that are not named.
+    pub fn apply(&mut self, paces: &HashMap<(u32, Kind), Pace>) -> Result<(), MapError> {
+        let Self { map, set } = self;
+        let pace = |of: &(u32, Kind)| paces.get(of).copied().unwrap_or_default();
+        let changed: Vec<_> = paces
+            .keys()
+            .chain(set.keys())
+            .filter(|of| pace(of) != set.get(of).copied().unwrap_or_default())
+            .copied()
+            .collect();
+        for of @ (slot, kind) in changed {
+            let pace = pace(&of);
+            map.set(slot * Kind::TABLE + kind as u32, RatePod(pace.rate()), 0)?;
+            match pace {
+                Pace::All => set.remove(&of),
+                pace => set.insert(of, pace),
+            };
+        }
+        Ok(())
+    }
+}
+
 /// Whose the network namespaces are: filled by the kernel, kept tidy here.
 pub struct Namespaces {
     map: BpfHashMap<MapData, u64, u64>,
@@ -203,14 +272,16 @@ pub struct Loss {
     pub ring: u64,
     /// So many for lack of room in a table.
     pub table: u64,
+    /// So many because they were beyond their pace.
+    pub rate: u64,
 }
 
 /// What the kernel counted: monotonic, per CPU, summed here.
 pub struct Counters {
     counts: PerCpuArray<MapData, CountsPod>,
     tracker: PerCpuArray<MapData, TrackerPod>,
-    /// Lost in the ring and missed by tables.
-    lost: HashMap<(u32, Kind), (u64, u64)>,
+    /// As of the last look.
+    lost: HashMap<(u32, Kind), Counts>,
     tracker_lost: u64,
     scope_full: u64,
 }
@@ -243,6 +314,7 @@ impl Counters {
                 seen: sum.seen + one.seen,
                 lost: sum.lost + one.lost,
                 missed: sum.missed + one.missed,
+                limited: sum.limited + one.limited,
             }))
     }
 
@@ -251,15 +323,18 @@ impl Counters {
         let mut losses = Vec::new();
         for slot in slots {
             for &kind in Kind::ALL {
-                let Counts { lost, missed, .. } = self.total(slot, kind)?;
-                let now = (lost, missed);
+                let now = Counts {
+                    seen: 0,
+                    ..self.total(slot, kind)?
+                };
                 let before = self.lost.insert((slot, kind), now).unwrap_or_default();
                 if now != before {
                     losses.push(Loss {
                         slot,
                         kind,
-                        ring: lost - before.0,
-                        table: missed - before.1,
+                        ring: now.lost - before.lost,
+                        table: now.missed - before.missed,
+                        rate: now.limited - before.limited,
                     });
                 }
             }

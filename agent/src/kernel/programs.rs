@@ -1,13 +1,6 @@
 //! Programs: for each hook the first way to attach that this kernel takes; loaded once, attached only while wanted.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    io::Read as _,
-    os::fd::{AsFd as _, AsRawFd as _},
-    path::Path,
-    str::FromStr,
-};
+use std::{collections::BTreeMap, fmt, io::Read as _, path::Path, str::FromStr};
 
 use aya::{
     Btf, Ebpf, RawTracePointRunOptions, TestRun as _,
@@ -19,7 +12,10 @@ use aya::{
 
 use dinle_ebpf::{Kind, Sensor};
 
-use super::causes;
+use super::{
+    causes,
+    costs::{self, Runs},
+};
 
 /// A way to attach to a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,11 +124,16 @@ pub struct HookStatus {
     pub attached: bool,
     /// Why it could not be attached the last time it was wanted, although it loads.
     pub failure: Option<String>,
-    /// How often the kernel skipped the program because it already ran on that CPU (since 5.12).
-    pub skipped: u64,
+    /// What the kernel counted of the chosen program.
+    pub runs: Runs,
 }
 
 impl HookStatus {
+    /// Attached for somebody who listens, and not always.
+    pub fn is_of_sensor(&self) -> bool {
+        self.attached && Kind::ALL.iter().any(|kind| kind.uses(&self.hook))
+    }
+
     /// Why no way works: each way's reason.
     pub fn reason(&self) -> Option<String> {
         let reasons = match (&self.failure, self.chosen) {
@@ -216,7 +217,7 @@ impl Programs {
                     chosen: None,
                     attached: false,
                     failure: None,
-                    skipped: 0,
+                    runs: Runs::default(),
                 },
                 link: None,
             });
@@ -415,7 +416,7 @@ impl Programs {
         Err(status.reason().unwrap_or_default())
     }
 
-    /// Detaches a hook. What was counted as skipped stays.
+    /// Detaches a hook. What was counted stays.
     pub fn detach(&mut self, hook: &str) {
         if let Some(Hook { status, link }) = self.hooks.get_mut(hook) {
             *link = None;
@@ -423,7 +424,7 @@ impl Programs {
         }
     }
 
-    /// Every hook, with what the kernel skipped so far.
+    /// Every hook, with what the kernel counted so far.
     pub fn status(&mut self) -> Vec<HookStatus> {
         let Self { hooks, ebpf, .. } = self;
         let refreshed = hooks.values_mut().map(|Hook { status, .. }| {
@@ -431,11 +432,11 @@ impl Programs {
                 .ways
                 .iter()
                 .find(|way| Some(way.way) == status.chosen);
-            if let Some(skipped) = chosen
+            if let Some(runs) = chosen
                 .and_then(|way| ebpf.program(&way.program))
-                .and_then(recursion_misses)
+                .and_then(costs::runs)
             {
-                status.skipped = skipped;
+                status.runs = runs;
             }
             status.clone()
         });
@@ -558,37 +559,6 @@ fn reason(error: &ProgramError) -> String {
     causes(error)
 }
 
-/// `recursion_misses` of a program's `bpf_prog_info` (include/uapi/linux/bpf.h), which aya does not show.
-fn recursion_misses(program: &Program) -> Option<u64> {
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-    /// Place of the field in units of u64, and of the struct's end as of 5.12.
-    const RECURSION_MISSES: usize = 26;
-    let fd = program.fd().ok()?;
-    let mut info = [0u64; RECURSION_MISSES + 1];
-    #[repr(C)]
-    struct Attr {
-        fd: u32,
-        len: u32,
-        info: u64,
-    }
-    let mut attr = Attr {
-        fd: fd.as_fd().as_raw_fd() as u32,
-        len: size_of_val(&info) as u32,
-        info: info.as_mut_ptr() as u64,
-    };
-    // SAFETY: `attr` is what this command reads; the kernel writes at most `len` bytes to `info`, and reads nothing of it but
-    // the sizes of arrays that we do not ask for, which are 0.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_OBJ_GET_INFO_BY_FD,
-            &raw mut attr,
-            size_of::<Attr>(),
-        )
-    };
-    (result == 0 && attr.len as usize == size_of_val(&info)).then_some(info[RECURSION_MISSES])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -606,7 +576,7 @@ mod tests {
             chosen: None,
             attached: false,
             failure: None,
-            skipped: 0,
+            runs: Runs::default(),
         }
     }
 

@@ -80,6 +80,11 @@ pub fn boot_ns() -> u64 {
     u64::try_from(clock(libc::CLOCK_BOOTTIME)).unwrap_or(0)
 }
 
+/// CPU time of all of the agent's threads, in nanoseconds since it started.
+pub fn cpu_ns() -> u64 {
+    u64::try_from(clock(libc::CLOCK_PROCESS_CPUTIME_ID)).unwrap_or(0)
+}
+
 fn clock(clock: libc::clockid_t) -> i128 {
     let mut time = libc::timespec {
         tv_sec: 0,

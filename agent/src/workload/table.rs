@@ -12,10 +12,10 @@ use super::pod::Pod;
 use super::{GRACE, Live};
 
 /// Cgroups that are known at a time, those in their grace period included. A node with 250 pods has about 1,500.
-const MAX_CGROUPS: usize = 65_536;
+pub const MAX_CGROUPS: usize = 65_536;
 
 /// Pods that are known at a time, those in their grace period included. The largest nodes run about 500.
-const MAX_PODS: usize = 8_192;
+pub const MAX_PODS: usize = 8_192;
 
 /// Cgroups and pods. Methods that return `bool` tell whether an answer may have changed.
 #[derive(Default)]

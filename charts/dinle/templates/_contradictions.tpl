@@ -11,7 +11,7 @@ image.tag is {{ .Values.image.tag }} and image.digest is set too, which pins ano
 {{- end }}
 {{- range $argument := .Values.extraArgs }}
 {{- $flag := regexFind "^--[a-z-]+" $argument }}
-{{- $instead := get (dict "--http" "bindAddress" "--listen" "grpc.insecure" "--insecure" "grpc.insecure" "--log-json" "log.format" "--sensors" "sensors" "--tls-cert" "grpc.tls" "--tls-key" "grpc.tls" "--tls-client-ca" "grpc.tls" "--auth" "auth.mode" "--auth-audiences" "auth.audiences" "--auth-grace" "auth.grace") $flag }}
+{{- $instead := get (dict "--http" "bindAddress" "--listen" "grpc.insecure" "--insecure" "grpc.insecure" "--log-json" "log.format" "--sensors" "sensors" "--tls-cert" "grpc.tls" "--tls-key" "grpc.tls" "--tls-client-ca" "grpc.tls" "--auth" "auth.mode" "--auth-audiences" "auth.audiences" "--auth-grace" "auth.grace" "--budget-cpu" "budget.cpuPercent" "--max-pod-events-per-second" "limits.podEventsPerSecond") $flag }}
 {{- if $instead }}
 extraArgs has {{ $argument }}, which the chart decides: set {{ $instead }} instead.
 {{- else if has $flag (list "--pods" "--node-name") }}
@@ -21,7 +21,7 @@ extraArgs has {{ $argument }}, with which the agent ends at once and the kubelet
 {{- end }}
 {{- end }}
 {{- range .Values.extraEnv }}
-{{- $instead := get (dict "RUST_LOG" "log.level" "DINLE_LOG_JSON" "log.format" "DINLE_HTTP" "bindAddress" "DINLE_LISTEN" "grpc.insecure" "DINLE_SENSORS" "sensors" "DINLE_TLS_CERT" "grpc.tls" "DINLE_TLS_KEY" "grpc.tls" "DINLE_TLS_CLIENT_CA" "grpc.tls" "DINLE_AUTH" "auth.mode" "DINLE_AUTH_AUDIENCES" "auth.audiences" "DINLE_AUTH_GRACE" "auth.grace") .name }}
+{{- $instead := get (dict "RUST_LOG" "log.level" "DINLE_LOG_JSON" "log.format" "DINLE_HTTP" "bindAddress" "DINLE_LISTEN" "grpc.insecure" "DINLE_SENSORS" "sensors" "DINLE_TLS_CERT" "grpc.tls" "DINLE_TLS_KEY" "grpc.tls" "DINLE_TLS_CLIENT_CA" "grpc.tls" "DINLE_AUTH" "auth.mode" "DINLE_AUTH_AUDIENCES" "auth.audiences" "DINLE_AUTH_GRACE" "auth.grace" "DINLE_BUDGET_CPU" "budget.cpuPercent" "DINLE_MAX_POD_EVENTS_PER_SECOND" "limits.podEventsPerSecond") .name }}
 {{- if $instead }}
 extraEnv has {{ .name }}, which the chart decides: set {{ $instead }} instead.
 {{- else if has .name (list "NODE_NAME" "POD_NAME" "POD_NAMESPACE" "DINLE_PODS") }}

@@ -121,6 +121,9 @@ annotations:
 {{- if .Values.kernelSymbols -}}
 {{- $add = append $add "SYSLOG" -}}
 {{- end -}}
+{{- if .Values.budget.measurePrograms -}}
+{{- $add = append $add "SYS_ADMIN" -}}
+{{- end -}}
 {{- $add = concat $add .Values.extraCapabilities | uniq -}}
 {{- $_ := set $context "allowPrivilegeEscalation" false -}}
 {{- $_ := set $context "capabilities" (dict "drop" (list "ALL") "add" $add) -}}

@@ -1400,6 +1400,9 @@ pub struct KindBooks {
     /// Losses so far by stage.
     #[prost(message, repeated, tag = "5")]
     pub lost: ::prost::alloc::vec::Vec<StageLoss>,
+    /// How much of it is told now. When it changes, a Heartbeat comes at once.
+    #[prost(enumeration = "Fidelity", tag = "6")]
+    pub fidelity: i32,
 }
 /// A count of losses.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1547,7 +1550,7 @@ pub struct ListWorkloadsResponse {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetStatusRequest {}
 /// A program in the kernel.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Program {
     /// Its name, such as `tp_btf__sched_process_exec`.
     #[prost(string, tag = "1")]
@@ -1567,6 +1570,50 @@ pub struct Program {
     /// How often it was skipped because it already ran on that CPU, while it was attached; 0 where the kernel does not say (before 5.12).
     #[prost(uint64, tag = "6")]
     pub recursion_misses: u64,
+    /// What it cost in the last window in which the kernel measured; unset where it did not run then, or did not measure.
+    #[prost(message, optional, tag = "7")]
+    pub cost: ::core::option::Option<ProgramCost>,
+}
+/// What a program cost: run_cnt and run_time_ns of bpf_prog_info (include/uapi/linux/bpf.h) over a window of about a second.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct ProgramCost {
+    /// Runs a second, over all CPUs.
+    #[prost(double, tag = "1")]
+    pub runs_per_second: f64,
+    /// Nanoseconds of a run, on average.
+    #[prost(double, tag = "2")]
+    pub ns_per_run: f64,
+    /// Per cent of one CPU.
+    #[prost(double, tag = "3")]
+    pub cpu_percent: f64,
+}
+/// What the agent costs, and what it may.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Budget {
+    /// --budget-cpu in per cent of one CPU; 0: no budget.
+    #[prost(double, tag = "1")]
+    pub limit_percent: f64,
+    /// All programs in the last window, in per cent of one CPU.
+    #[prost(double, tag = "2")]
+    pub programs_percent: f64,
+    /// The agent's own threads in the last window, in per cent of one CPU.
+    #[prost(double, tag = "3")]
+    pub agent_percent: f64,
+    /// When the last window ended. Unset before the first: the kernel measures while something is attached.
+    #[prost(message, optional, tag = "4")]
+    pub measured: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why the kernel does not measure what programs cost. The budget is then for the agent's own threads.
+    #[prost(string, tag = "5")]
+    pub unmeasured: ::prost::alloc::string::String,
+    /// Kinds of streams that are told less than everything now.
+    #[prost(uint32, tag = "6")]
+    pub shed: u32,
+    /// How often a kind of a stream was told less, and how often more again.
+    #[prost(uint64, tag = "7")]
+    pub steps_down: u64,
+    /// See steps_down.
+    #[prost(uint64, tag = "8")]
+    pub steps_up: u64,
 }
 /// Events lost on this node since the agent started.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1599,6 +1646,10 @@ pub struct Subscription {
     /// Who listens.
     #[prost(message, optional, tag = "5")]
     pub caller: ::core::option::Option<Caller>,
+    /// What it cost in the last window, as far as that can be told: of programs and of the agent's threads the part that its events were of all events, in
+    /// per cent of one CPU.
+    #[prost(double, tag = "6")]
+    pub cpu_percent: f64,
 }
 /// Who is at the other end of a connection, as far as that tells.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1669,6 +1720,25 @@ pub struct GetStatusResponse {
     /// Size of the ring buffer in bytes.
     #[prost(uint64, tag = "12")]
     pub ring_bytes: u64,
+    /// What the agent costs.
+    #[prost(message, optional, tag = "13")]
+    pub budget: ::core::option::Option<Budget>,
+}
+/// See Observer.ListSubscriptions.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListSubscriptionsRequest {}
+/// See Observer.ListSubscriptions.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListSubscriptionsResponse {
+    /// In the order of their numbers.
+    #[prost(message, repeated, tag = "1")]
+    pub subscriptions: ::prost::alloc::vec::Vec<Subscription>,
+    /// Those of others were left out: the caller may not see them.
+    #[prost(bool, tag = "2")]
+    pub own_only: bool,
+    /// Kubernetes node name.
+    #[prost(string, tag = "3")]
+    pub node: ::prost::alloc::string::String,
 }
 /// See Observer.ListCapabilities.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1766,7 +1836,9 @@ pub enum LossStage {
     Agent = 3,
     /// This stream's queue was full: the client reads too slowly.
     ClientQueue = 4,
-    /// There were more than max_events_per_second.
+    /// There were more than max_events_per_second; or, in the kernel, more of one pod than the agent takes: its operator's
+    /// --max-pod-events-per-second, or KindBooks.fidelity. Those of the kernel were of the stream's workloads and kinds, but nobody could test
+    /// the filter on them, but for a prefix that every stream asks for.
     RateLimit = 5,
     /// The connection broke, and when the stream was resumed, the agent did not have them any more.
     Connection = 7,
@@ -1802,6 +1874,45 @@ impl LossStage {
             "LOSS_STAGE_RATE_LIMIT" => Some(Self::RateLimit),
             "LOSS_STAGE_CONNECTION" => Some(Self::Connection),
             "LOSS_STAGE_KERNEL_TABLE" => Some(Self::KernelTable),
+            _ => None,
+        }
+    }
+}
+/// How much of a kind a stream is told while the agent takes more of the node's CPUs than its budget: the agent then does with less of the
+/// stream that costs most, step by step, and takes the steps back when there is room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Fidelity {
+    /// Everything.
+    Unspecified = 0,
+    /// Of each pod at most 100 events a second, and as many at once; those beyond are counted at LOSS_STAGE_RATE_LIMIT. Unless another stream wants
+    /// more of the same pod: then there is nothing to be saved.
+    Sampled = 1,
+    /// No events, only their count, at LOSS_STAGE_RATE_LIMIT.
+    Counted = 2,
+    /// Nothing: what happens is neither told nor counted.
+    Detached = 3,
+}
+impl Fidelity {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FIDELITY_UNSPECIFIED",
+            Self::Sampled => "FIDELITY_SAMPLED",
+            Self::Counted => "FIDELITY_COUNTED",
+            Self::Detached => "FIDELITY_DETACHED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FIDELITY_UNSPECIFIED" => Some(Self::Unspecified),
+            "FIDELITY_SAMPLED" => Some(Self::Sampled),
+            "FIDELITY_COUNTED" => Some(Self::Counted),
+            "FIDELITY_DETACHED" => Some(Self::Detached),
             _ => None,
         }
     }
@@ -2057,6 +2168,31 @@ pub mod observer_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("dinle.v1.Observer", "GetStatus"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the streams that are open: the caller's own, and to those who may `list` the resource `subscriptions` everyone's.
+        pub async fn list_subscriptions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListSubscriptionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSubscriptionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dinle.v1.Observer/ListSubscriptions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dinle.v1.Observer", "ListSubscriptions"));
             self.inner.unary(req, path, codec).await
         }
         /// Tells for each kind which ways to attach this kernel offers, and why it refused the others.

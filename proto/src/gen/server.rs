@@ -57,6 +57,14 @@ pub mod observer_server {
             tonic::Response<crate::v1::GetStatusResponse>,
             tonic::Status,
         >;
+        /// Lists the streams that are open: the caller's own, and to those who may `list` the resource `subscriptions` everyone's.
+        async fn list_subscriptions(
+            &self,
+            request: tonic::Request<crate::v1::ListSubscriptionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<crate::v1::ListSubscriptionsResponse>,
+            tonic::Status,
+        >;
         /// Tells for each kind which ways to attach this kernel offers, and why it refused the others.
         async fn list_capabilities(
             &self,
@@ -354,6 +362,51 @@ pub mod observer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dinle.v1.Observer/ListSubscriptions" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSubscriptionsSvc<T: Observer>(pub Arc<T>);
+                    impl<
+                        T: Observer,
+                    > tonic::server::UnaryService<crate::v1::ListSubscriptionsRequest>
+                    for ListSubscriptionsSvc<T> {
+                        type Response = crate::v1::ListSubscriptionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<crate::v1::ListSubscriptionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Observer>::list_subscriptions(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSubscriptionsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -104,6 +104,20 @@ impl Observer for Fake {
         }))
     }
 
+    async fn list_subscriptions(
+        &self,
+        _: Request<v1::ListSubscriptionsRequest>,
+    ) -> Result<Response<v1::ListSubscriptionsResponse>, Status> {
+        Ok(Response::new(v1::ListSubscriptionsResponse {
+            subscriptions: vec![v1::Subscription {
+                stream_id: 7,
+                ..Default::default()
+            }],
+            own_only: true,
+            node: "node-1".to_owned(),
+        }))
+    }
+
     async fn list_capabilities(
         &self,
         _: Request<v1::ListCapabilitiesRequest>,
@@ -236,6 +250,7 @@ fn heartbeat(delivered: u64, lost: u64, end: v1::EndReason) -> Message {
             delivered,
             queued: 0,
             lost: vec![lost_stage],
+            ..Default::default()
         }],
         end: end.into(),
         ..Default::default()
