@@ -15,7 +15,7 @@ mod review;
 pub use review::{Reviewer, Reviews};
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -298,6 +298,9 @@ impl<R: Reviews> Auth<R> {
         if !denied.is_empty() {
             return Err(Refusal::Denied(forbidden(user, &denied)));
         }
+        if !named.is_empty() {
+            grant.peers = self.peers(identity, kinds, named, known).await?;
+        }
         if grant.is_empty() {
             let all = sensors.iter().map(|sensor| Question {
                 namespace: String::new(),
@@ -331,6 +334,37 @@ impl<R: Reviews> Auth<R> {
             args: false,
         };
         self.may(identity, question).await
+    }
+
+    /// Of which other namespaces pods may be named at the other end: those where the kind may be watched, too.
+    async fn peers(
+        &self,
+        identity: &Identity,
+        kinds: Kinds,
+        named: &[String],
+        known: &BTreeSet<String>,
+    ) -> Result<HashMap<String, Kinds>, Refusal> {
+        let having = Kind::ALL.iter().filter(|kind| event::has_peers(**kind));
+        let having: Kinds = having.map(|kind| event::proto_kind(*kind)).collect();
+        let kinds = kinds.intersection(having);
+        let sensors = sensors(kinds);
+        if sensors.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let (all, missing) = self.access(identity, "", &sensors).await?;
+        let mut peers = HashMap::from([(String::new(), all.watch)]);
+        if missing.is_empty() {
+            return Ok(peers);
+        }
+        let others = known.iter().filter(|namespace| !named.contains(namespace));
+        let each = others.map(|namespace| async {
+            let access = self.access(identity, namespace, &sensors).await?;
+            Ok((namespace.clone(), access.0.watch))
+        });
+        for access in join_all(each).await {
+            peers.extend([access?]);
+        }
+        Ok(peers)
     }
 
     /// What somebody may be told of a namespace, or of all of them if it is empty; and what they may not even watch.

@@ -146,6 +146,31 @@ pub fn peers(event: &mut v1::Event) -> impl Iterator<Item = &mut v1::Endpoint> {
     one.into_iter().chain(other)
 }
 
+/// Whether events of that kind have other ends.
+pub fn has_peers(kind: Kind) -> bool {
+    match kind {
+        Kind::TcpSession | Kind::TcpConnect | Kind::TcpReset | Kind::TcpRetransmit | Kind::Drop => {
+            true
+        }
+        Kind::Exec
+        | Kind::Exit
+        | Kind::Fork
+        | Kind::FileOpen
+        | Kind::FileDelete
+        | Kind::BlockIo
+        | Kind::BlockLatency
+        | Kind::DropCount => false,
+    }
+}
+
+/// Leaves out the names of pods at other ends that are in other namespaces than this one, and says so.
+pub fn hide_peers(event: &mut v1::Event, but: &str) {
+    for end in peers(event) {
+        end.workload = end.workload.take().filter(|name| name.namespace == but);
+    }
+    event.redacted = true;
+}
+
 /// Who did something, and what.
 type Decoded = (Option<Task>, Detail);
 

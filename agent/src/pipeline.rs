@@ -284,12 +284,23 @@ impl Router {
             }
         };
         peers.name(&mut event, index);
+        // Kinds that have other ends have neither arguments nor paths.
+        let strangers = event::peers(&mut event)
+            .filter_map(|end| end.workload.as_ref())
+            .filter(|name| name.namespace != route.workload.namespace)
+            .fold(0, |all, name| {
+                all | publisher.strangers(whole, proto_kind, &name.namespace)
+            });
         let mut tell = |event: &v1::Event, targets| match kind.is_snapshot() {
             true => publisher.add_up(event, &route.workload, targets),
             false => publisher.publish(event, proto_kind, &route.workload, &route.name, targets),
         };
-        if whole != 0 {
-            tell(&event, whole);
+        if whole & !strangers != 0 {
+            tell(&event, whole & !strangers);
+        }
+        if strangers != 0 {
+            event::hide_peers(&mut event, &route.workload.namespace);
+            tell(&event, strangers);
         }
         if redacted != 0 {
             event::redact(&mut event);
@@ -409,68 +420,4 @@ fn report<T: Default>(counted: Result<T, impl std::fmt::Display>) -> T {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::workload::Pod;
-    use dinle_proto::v1::event::Detail;
-
-    #[test]
-    fn the_other_end_is_named_until_workloads_change() {
-        let index = Index::new("n1");
-        let mut peers = Peers::default();
-        let named = |peers: &mut Peers| {
-            let end = |address: &str| {
-                Some(v1::Endpoint {
-                    address: address.to_owned(),
-                    ..Default::default()
-                })
-            };
-            let mut event = v1::Event {
-                detail: Some(Detail::TcpConnect(v1::TcpConnect {
-                    local: end("10.0.0.1"),
-                    remote: end("10.0.0.7"),
-                    ..Default::default()
-                })),
-                ..Default::default()
-            };
-            peers.name(&mut event, &index);
-            let Some(Detail::TcpConnect(connect)) = event.detail else {
-                panic!("a connect stays one")
-            };
-            assert_eq!(connect.local.and_then(|end| end.workload), None);
-            let name = connect.remote.and_then(|end| end.workload);
-            name.map(|name| name.pod)
-        };
-        assert_eq!(named(&mut peers), None);
-        index.pod_applied(Pod {
-            uid: "uid".to_owned(),
-            name: "web".to_owned(),
-            addresses: vec!["10.0.0.7".parse().expect("an address")],
-            ..Pod::default()
-        });
-        assert_eq!(named(&mut peers), None, "it is remembered");
-        peers.0.clear();
-        assert_eq!(named(&mut peers), Some("web".to_owned()));
-        assert_eq!(peers.0.len(), 1);
-    }
-
-    #[test]
-    fn addresses_are_remembered_up_to_a_bound() {
-        let index = Index::new("n1");
-        let mut peers = Peers::default();
-        for number in 0..3 * PEERS_MAX {
-            let mut event = v1::Event {
-                detail: Some(Detail::TcpReset(v1::TcpReset {
-                    remote: Some(v1::Endpoint {
-                        address: format!("address {number}"),
-                        ..Default::default()
-                    }),
-                    ..Default::default()
-                })),
-                ..Default::default()
-            };
-            peers.name(&mut event, &index);
-            assert!(peers.0.len() <= PEERS_MAX);
-        }
-    }
-}
+mod tests;

@@ -382,6 +382,21 @@ def test_what_else_the_agent_tells_is_for_the_same_people(kubectl, observer, v1)
         assert listed("nobody") == (set(), True)
 
 
+def test_what_programs_cost_is_known_only_to_who_may_measure(kubectl, observer, v1):
+    """Nothing of the chart's defaults is worth that capability. What the agent's own threads take is measured all the same."""
+    metadata = bearing(token(kubectl, "everywhere"))
+
+    def budget():
+        return observer.GetStatus(v1.GetStatusRequest(), metadata=metadata).budget
+
+    with stream(observer, v1, metadata, [SHOP]) as listening:
+        listening.until(lambda: ticks(listening, SHOP), PATIENCE_SECONDS, "a tick")
+        wait_until(lambda: budget().HasField("measured"), PATIENCE_SECONDS, "something was measured")
+        told = budget()
+        assert "CAP_SYS_ADMIN" in told.unmeasured and "kernel.bpf_stats_enabled=1" in told.unmeasured
+        assert (told.programs_percent, told.agent_percent > 0) == (0, True)
+
+
 def test_a_permission_that_is_taken_away_ends_the_stream_and_no_other(kubectl, observer, v1):
     with stream(observer, v1, bearing(token(kubectl, "leaver")), [SHOP]) as leaver, stream(
         observer, v1, bearing(token(kubectl, "viewer")), [SHOP]

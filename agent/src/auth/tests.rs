@@ -110,6 +110,35 @@ async fn of_namespaces_that_are_named_all_must_be_allowed() {
 }
 
 #[tokio::test]
+async fn pods_of_other_namespaces_are_named_where_they_may_be_watched_too() {
+    let shop = selector(&["shop"], NO_HOST);
+    let names = async |rules: &[(&'static str, &'static str)], namespace: &str| {
+        let verdict = asked(rules, &shop, &[EXEC, RESET]).await.expect("allowed");
+        // It is no permission to watch them.
+        assert!(verdict.grant.of(&of(namespace)).watch.is_empty());
+        verdict.grant.names(RESET, namespace)
+    };
+    let own = [("shop", "tcp"), ("shop", "process")];
+    assert!(!names(&own, "bank").await);
+    assert!(names(&[&own[..], &[("bank", "tcp")]].concat(), "bank").await);
+    assert!(!names(&[&own[..], &[("bank", "process")]].concat(), "bank").await);
+    assert!(names(&[&own[..], &[("", "tcp")]].concat(), "a new one").await);
+    // Of what has no other end nothing is asked.
+    let answers = answers(&own);
+    let auth = Auth::new(answers);
+    let known = ["bank", "shop"].map(str::to_owned).into();
+    let kinds = [EXEC].into_iter().collect();
+    let who = Who::Certified(jane());
+    let verdict = auth.verdict(&who, &shop, kinds, &known);
+    assert!(verdict.await.expect("allowed").grant.peers.is_empty());
+    assert_eq!(
+        answers.asked.load(Ordering::Relaxed),
+        2,
+        "process and its args"
+    );
+}
+
+#[tokio::test]
 async fn of_all_namespaces_those_are_told_that_are_allowed() {
     let all = selector(&[], NO_HOST);
     let rules = [("", "tcp"), ("shop", "process"), ("shop", "process/args")];
@@ -227,10 +256,12 @@ fn what_is_taken_away_is_named_and_what_is_added_is_not() {
     let in_shop = |access| Grant {
         everywhere: Access::default(),
         namespaces: [("shop".to_owned(), access)].into(),
+        peers: [].into(),
     };
     let everywhere = |access| Grant {
         everywhere: access,
         namespaces: [].into(),
+        peers: [].into(),
     };
     let whole = access(&[EXEC], &[EXEC]);
     let told = |before: &Grant, now: &Grant| taken_away("jane", before, now);

@@ -37,6 +37,8 @@ pub struct Grant {
     pub everywhere: Access,
     /// Of the pods of namespaces.
     pub namespaces: HashMap<String, Access>,
+    /// Kinds of which pods of other namespaces may be named where they are the other end. The empty name stands for all of them.
+    pub peers: HashMap<String, Kinds>,
 }
 
 impl Grant {
@@ -49,7 +51,22 @@ impl Grant {
                 args: all,
             },
             namespaces: HashMap::new(),
+            peers: HashMap::new(),
         }
+    }
+
+    /// Whether a pod of that namespace may be named at the other end of something of that kind.
+    pub fn names(&self, kind: v1::Kind, namespace: &str) -> bool {
+        let own = self.namespaces.get(namespace);
+        let peers = |of: &str| self.peers.get(of).copied().unwrap_or_default();
+        let known = self
+            .everywhere
+            .watch
+            .union(peers(""))
+            .union(peers(namespace));
+        known
+            .union(own.map_or(Kinds::default(), |own| own.watch))
+            .contains(kind)
     }
 
     /// What may be told of that workload. Of one whose namespace is not known it is what may be told of all.
@@ -93,7 +110,10 @@ mod tests {
         let grant = Grant {
             everywhere: access(&[exec], &[]),
             namespaces: [("shop".to_owned(), access(&[open], &[open]))].into(),
+            peers: [("bank".to_owned(), kinds(&[exec, open]))].into(),
         };
+        assert!(grant.names(exec, "till") && grant.names(open, "shop"));
+        assert!(grant.names(open, "bank") && !grant.names(open, "till"));
         assert_eq!(grant.of(&of("shop")), access(&[exec, open], &[open]));
         assert_eq!(grant.of(&of("bank")), access(&[exec], &[]));
         // Host processes, and pods that are not known yet.

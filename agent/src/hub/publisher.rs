@@ -154,6 +154,15 @@ impl Publisher {
         targets
     }
 
+    /// Those of `targets` who may not know of a pod of that namespace at the other end of a connection: they may not watch the kind there.
+    pub fn strangers(&self, targets: u64, kind: v1::Kind, namespace: &str) -> u64 {
+        let listeners = self.board.listeners();
+        let strange = |(bit, listener): &(u64, &Arc<Listener>)| {
+            targets & bit != 0 && !listener.grant.load().names(kind, namespace)
+        };
+        listeners.filter(strange).map(|(bit, _)| bit).sum()
+    }
+
     /// Whether anyone hears that kind.
     pub fn hears(&self, kind: v1::Kind) -> bool {
         let mut listeners = self.board.listeners();

@@ -179,7 +179,8 @@ pub struct Event {
     #[prost(message, optional, tag = "5")]
     pub process: ::core::option::Option<Process>,
     /// Arguments and paths in `detail` were left out: the subscriber may not see them. It takes the permission to `watch` the subresource
-    /// `args` of the sensor, such as `process/args`.
+    /// `args` of the sensor, such as `process/args`. Or the name of the pod at the other end of a connection: that takes the permission to `watch` the
+    /// sensor in that pod's namespace, too.
     #[prost(bool, tag = "6")]
     pub redacted: bool,
     /// What it did.

@@ -15,6 +15,11 @@ async fn what_may_not_be_told_is_neither_told_nor_asked_of_the_kernel() {
     let grant = Grant {
         everywhere: Access::default(),
         namespaces: [("shop".to_owned(), only(&[v1::Kind::Exec], &[]))].into(),
+        peers: [(
+            "bank".to_owned(),
+            [v1::Kind::TcpReset].into_iter().collect(),
+        )]
+        .into(),
     };
     let mut subscription = hub
         .subscribe(asked, parsed, v1::Caller::default(), grant)
@@ -25,6 +30,16 @@ async fn what_may_not_be_told_is_neither_told_nor_asked_of_the_kernel() {
         ..(*pod(8, "till")).clone()
     });
     publisher.refresh();
+    // Whom it may not watch it may not know as the other end either.
+    let strangers = |kind, namespace| publisher.strangers(1, kind, namespace);
+    assert_eq!(strangers(v1::Kind::TcpReset, "bank"), 0);
+    assert_eq!(strangers(v1::Kind::TcpReset, "shop"), 1);
+    assert_eq!(strangers(v1::Kind::TcpSession, "bank"), 1);
+    assert_eq!(
+        publisher.strangers(2, v1::Kind::TcpSession, "bank"),
+        0,
+        "it is somebody else"
+    );
     let targets = |publisher: &Publisher, kind, workload| publisher.targets(kind, workload);
     let redacted = targets(&publisher, v1::Kind::Exec, &web);
     assert_eq!((redacted.whole, redacted.redacted), (0, 1));
