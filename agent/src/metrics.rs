@@ -389,6 +389,18 @@ impl Collector for Metrics {
         }
         costs(&node.costs, &mut out)?;
         let mut family = out.encode_descriptor(
+            "kind_available",
+            "1 if this kernel lets that kind be told; what --sensors leaves out is not here",
+            None,
+            gauge,
+        )?;
+        let offered = node.capabilities.iter().filter(|one| !one.hooks.is_empty());
+        for capability in offered {
+            let available = ConstGauge::new(i64::from(capability.available));
+            let kind = capability.kind().name();
+            available.encode(family.encode_family(&[("kind", &*kind)])?)?;
+        }
+        let mut family = out.encode_descriptor(
             "program_attached",
             "1 while a program is attached",
             None,

@@ -1,10 +1,12 @@
 """The chart as a whole, and what holds whatever the values are."""
 
 import base64
+import json
 import re
 import subprocess
 
 import kubernetes_validate
+import dashboards
 import pytest
 import yaml
 from readme import comments, readme, walk
@@ -47,6 +49,20 @@ def test_every_object_of_ours_refuses_unknown_keys():
     for path, node, _ in walk():
         if "properties" in node:
             assert node["additionalProperties"] is False, f"{'.'.join(path)} in values.schema.json takes any key"
+
+
+def test_dashboards_come_as_they_are():
+    made = by_kind({"dashboards": {"enabled": True, "annotations": {"folder": "Nodes"}}})["ConfigMap"]
+    assert made["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert made["metadata"]["annotations"] == {"folder": "Nodes"}
+    assert {name: json.loads(text) for name, text in made["data"].items()} == {
+        f"dinle-{name}.json": one for name, one in dashboards.dashboards().items()
+    }
+
+
+def test_alerts_are_those_of_the_file():
+    made = by_kind({"alerts": {"enabled": True}})["PrometheusRule"]
+    assert made["spec"] == load(CHART / "alerts/dinle.yaml")
 
 
 def test_what_helm_packs_is_what_a_release_needs(tmp_path):
