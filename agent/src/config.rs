@@ -39,7 +39,8 @@ pub struct Config {
         env = "DINLE_LISTEN"
     )]
     pub listen: Vec<Address>,
-    /// Address of /metrics, /healthz and /readyz. They tell counts, never events or names of pods.
+    /// Address of /metrics, /healthz and /readyz. They tell counts, never events; names of pods only in /metrics/NAME of an exporter
+    /// `prometheus` of --exporters.
     #[arg(
         long,
         value_name = "ADDR:PORT",
@@ -139,6 +140,10 @@ pub struct Config {
     /// Events a second that one stream may be sent; those beyond are counted as lost [default: no limit]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..), env = "DINLE_MAX_EVENTS_PER_SECOND")]
     pub max_events_per_second: Option<u32>,
+    /// File that says what the agent itself exports, and where to: see docs/exporters.md. Read again when it changes. `dinle config check` says
+    /// whether it is right.
+    #[arg(long, value_name = "FILE", env = "DINLE_EXPORTERS")]
+    pub exporters: Option<PathBuf>,
     /// How long programs stay attached after their last subscriber has left.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub linger: Duration,
