@@ -132,3 +132,6 @@ pub fn check(path: &Path) -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,14 +2,16 @@
 
 import gzip
 import json
+import re
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
-from google.protobuf import json_format
-
 import node
+import pytest
+import yaml
 from conftest import NODE, PATIENCE_SECONDS
+from google.protobuf import json_format
 
 AUDIT = {"name": "audit", "kinds": ["exec"], "selector": {"pods": ["web-*"]}}
 
@@ -174,3 +176,19 @@ def test_a_file_can_be_checked_beforehand(tmp_path):
     assert done.returncode == 1 and "exporters[1].kinds[0]" in done.stderr
     done = subprocess.run([node.binary(), "config", "check", tmp_path / "none"], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 1 and "cannot be read" in done.stderr
+
+
+EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", (node.ROOT / "docs/exporters.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_each_example_is_right(text, tmp_path):
+    done = check(text, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("scenario", ["everything", "exporters"])
+def test_what_the_chart_gives_agents_is_right(scenario, tmp_path):
+    values = yaml.safe_load((node.ROOT / f"charts/dinle/scenarios/{scenario}.yaml").read_text())
+    done = check(yaml.safe_dump({"exporters": values["exporters"]}), tmp_path)
+    assert done.returncode == 0, done.stderr

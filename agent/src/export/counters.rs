@@ -113,6 +113,7 @@ impl Counters {
         let mut streams = self.streams();
         streams.open = Some(listener.clone());
         streams.told = 0;
+        self.up.store(true, Ordering::Relaxed);
     }
 
     /// Its stream ends; what ran over its queue lately has this cause.

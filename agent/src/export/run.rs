@@ -41,6 +41,7 @@ const AGAIN_MAX: Duration = Duration::from_secs(30);
 pub(super) const LAST: Duration = Duration::from_secs(5);
 
 /// What a receiver took.
+#[derive(Default)]
 pub(super) struct Sent {
     pub(super) events: u64,
     pub(super) bytes: u64,
@@ -210,7 +211,9 @@ pub(super) async fn run(
         subscription = exporter.open(&spec, &context) => subscription,
         () = told(&mut stopped) => None,
     };
-    if let Some(subscription) = subscription {
+    if let Some(subscription) = subscription
+        && exporter.settle(&spec, &context).await
+    {
         exporter.follow(subscription).await;
     }
     if let Some(pushing) = pushing {
@@ -279,8 +282,13 @@ impl Exporter {
         };
         self.counters.opened(subscription.listener());
         audit::begins(subscription.listener());
+        Some(subscription)
+    }
+
+    /// Waits until the kernel reports what was asked for. `false`: the agent ends.
+    async fn settle(&self, spec: &Spec, context: &Context) -> bool {
         if !context.settle.settle().await {
-            return None;
+            return false;
         }
         let node = context.state.load();
         let asked = |capability: &&v1::Capability| spec.asked.kinds.contains(&capability.kind);
@@ -297,7 +305,7 @@ impl Exporter {
                 "nothing of this kind will be exported"
             );
         }
-        Some(subscription)
+        true
     }
 
     async fn follow(&mut self, mut subscription: Subscription) {

@@ -1,6 +1,9 @@
 //! Events as log records: each with its kind as its name, what the conventions know of it as attributes, and all of its detail as its body.
 
-use std::{collections::HashMap, time::SystemTime};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::SystemTime,
+};
 
 use dinle_proto::v1::{self, subscribe_response::Message};
 use opentelemetry_proto::tonic::{
@@ -21,7 +24,7 @@ use crate::{
 };
 
 /// Records in one request: at some 2 KiB each, far below the 4 MiB that collectors take.
-const BATCH: usize = 512;
+const BATCH: u64 = 512;
 
 /// Whose events they are.
 #[derive(PartialEq, Eq, Hash)]
@@ -33,7 +36,15 @@ pub(crate) struct Logs {
     event: Schema,
     index: Index,
     node: String,
-    batch: HashMap<Who, ResourceLogs>,
+    /// Requests, the last of which is not full yet.
+    batches: VecDeque<Batch>,
+    /// What the collector has taken of those before them.
+    done: Sent,
+}
+
+#[derive(Default)]
+struct Batch {
+    logs: HashMap<Who, ResourceLogs>,
     events: u64,
 }
 
@@ -44,8 +55,8 @@ impl Logs {
             event: Schema::of("Event")?,
             index: context.index.clone(),
             node: context.node.clone(),
-            batch: HashMap::new(),
-            events: 0,
+            batches: VecDeque::new(),
+            done: Sent::default(),
         })
     }
 
@@ -58,7 +69,6 @@ impl Logs {
             }
         };
         for event in &events {
-            self.events += 1;
             let record = self.record(event)?;
             let nobody = v1::WorkloadName::default();
             let name = event.workload.as_ref().unwrap_or(&nobody);
@@ -69,7 +79,18 @@ impl Logs {
                 name.container.clone(),
             );
             let (node, index) = (&self.node, &self.index);
-            let logs = self.batch.entry(who).or_insert_with(|| {
+            if self
+                .batches
+                .back()
+                .is_none_or(|batch| batch.events >= BATCH)
+            {
+                self.batches.push_back(Batch::default());
+            }
+            let Some(batch) = self.batches.back_mut() else {
+                continue;
+            };
+            batch.events += 1;
+            let logs = batch.logs.entry(who).or_insert_with(|| {
                 let known = index.get(event.cgroup_id);
                 ResourceLogs {
                     resource: Some(Resource {
@@ -117,29 +138,36 @@ impl Logs {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.events >= BATCH as u64
+        self.batches
+            .front()
+            .is_some_and(|batch| batch.events >= BATCH)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.events == 0
+        self.batches.is_empty()
     }
 
     pub(crate) async fn send(&mut self) -> Result<Sent, Failure> {
-        let request = ExportLogsServiceRequest {
-            resource_logs: self.batch.values().cloned().collect(),
-        };
-        let bytes = prost::Message::encoded_len(&request) as u64;
-        let refused = self.client.logs(request).await?;
-        self.batch.clear();
-        Ok(Sent {
-            events: std::mem::take(&mut self.events),
-            bytes,
-            refused,
-        })
+        while let Some(batch) = self.batches.front() {
+            let request = ExportLogsServiceRequest {
+                resource_logs: batch.logs.values().cloned().collect(),
+            };
+            let bytes = prost::Message::encoded_len(&request) as u64;
+            let refused = self.client.logs(request).await?;
+            self.done.events += batch.events;
+            self.done.bytes += bytes;
+            if let Some((count, problem)) = refused {
+                let before = self.done.refused.take().map_or(0, |(before, _)| before);
+                self.done.refused = Some((before + count, problem));
+            }
+            self.batches.pop_front();
+        }
+        Ok(std::mem::take(&mut self.done))
     }
 
+    /// Gives up what it has. Returns how many events that is, and how many the collector has taken of them.
     pub(crate) fn discard(&mut self) -> (u64, u64) {
-        self.batch.clear();
-        (std::mem::take(&mut self.events), 0)
+        let left = self.batches.drain(..).map(|batch| batch.events).sum();
+        (left, std::mem::take(&mut self.done).events)
     }
 }

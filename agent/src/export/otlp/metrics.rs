@@ -26,6 +26,9 @@ use crate::export::{
     series::{Definition, Series, Store},
 };
 
+/// Pods in one request: some 200 KiB, far below the 4 MiB that collectors take.
+const RESOURCES: usize = 64;
+
 /// Sends the sums again and again, until it is dropped.
 pub(crate) async fn push(
     name: String,
@@ -40,13 +43,14 @@ pub(crate) async fn push(
     let mut failing = false;
     loop {
         ticks.tick().await;
-        let request = request(&store, &node);
-        if request.resource_metrics.is_empty() {
-            continue;
-        }
-        let bytes = prost::Message::encoded_len(&request) as u64;
-        match client.metrics(request).await {
-            Ok(refused) => {
+        let mut sent = Ok(None);
+        let mut left = resources(&store, &node);
+        while !left.is_empty() && sent.is_ok() {
+            let resource_metrics = left.drain(..left.len().min(RESOURCES)).collect();
+            let request = ExportMetricsServiceRequest { resource_metrics };
+            let bytes = prost::Message::encoded_len(&request) as u64;
+            sent = client.metrics(request).await;
+            if let Ok(refused) = &sent {
                 counters.sent(bytes);
                 if let Some((points, problem)) = refused {
                     tracing::error!(
@@ -56,6 +60,10 @@ pub(crate) async fn push(
                         "the receiver throws points away"
                     );
                 }
+            }
+        }
+        match sent {
+            Ok(_) => {
                 if std::mem::take(&mut failing) {
                     tracing::info!(exporter = name, "sums are taken again");
                 }
@@ -76,9 +84,9 @@ pub(crate) async fn push(
     }
 }
 
-fn request(store: &Store, node: &str) -> ExportMetricsServiceRequest {
+/// A resource for each pod.
+fn resources(store: &Store, node: &str) -> Vec<ResourceMetrics> {
     let (start, now) = (nanos(store.began), nanos(SystemTime::now()));
-    // A resource for each pod.
     let mut pods: BTreeMap<(String, String), Vec<Metric>> = BTreeMap::new();
     for (definition, series) in store.families() {
         let mut of_pods: BTreeMap<(String, String), Vec<Series>> = BTreeMap::new();
@@ -106,9 +114,7 @@ fn request(store: &Store, node: &str) -> ExportMetricsServiceRequest {
             }],
             schema_url: SCHEMA.to_owned(),
         });
-    ExportMetricsServiceRequest {
-        resource_metrics: resource_metrics.collect(),
-    }
+    resource_metrics.collect()
 }
 
 fn resource(node: &str, namespace: String, pod: String) -> Attributes {
