@@ -29,6 +29,7 @@ use crate::{
     config::{AuthMode, Config, DRAIN},
     control::{self, Control, Settle},
     event,
+    export::{self, Exporters},
     hub::Hub,
     kernel::{Kernel, Options},
     listen::{self, Listener},
@@ -63,6 +64,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if config.check {
         return check(&options);
     }
+    // What is wrong is told before anything is loaded.
+    let exporters = match &config.exporters {
+        Some(path) => Some(Exporters::open(path.clone(), &config.request_limits())?),
+        None => None,
+    };
     // Ports and signals first: nothing is loaded for an agent that cannot serve.
     let mut stop = Stop::listen()?;
     let tls = config.tls().map(listen::State::open).transpose()?;
@@ -194,8 +200,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         alive: Arc::new(Alive::default()),
         tls,
         auth: auth.clone(),
+        exporters: exporters.clone(),
     };
     let http_task = tokio::spawn(metrics::serve(http, health));
+    let context = export::Context {
+        hub: hub.clone(),
+        settle: settle.clone(),
+        limits: config.request_limits(),
+        index: index.clone(),
+        state: node.clone(),
+        node: node_name.clone(),
+    };
+    let exporting = exporters.clone().map(|own| tokio::spawn(own.run(context)));
     let (reporter, health_service) = tonic_health::server::health_reporter();
     reporter.set_serving::<ObserverServer<Api>>().await;
     let api = Api {
@@ -262,6 +278,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         );
     }
     serving.abort();
+    if let (Some(exporters), Some(exporting)) = (exporters, exporting) {
+        exporters.stop();
+        // They end by themselves soon after.
+        _ = timeout(DRAIN, exporting).await;
+    }
     for task in [nudging, pods] {
         task.abort();
     }

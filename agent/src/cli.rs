@@ -1,12 +1,12 @@
 //! `dinle`: arguments → subcommand. In the library, so that what runs here is compiled once: an asynchronous function is compiled where it is run.
 
-use std::{ffi::OsString, io, process::ExitCode};
+use std::{ffi::OsString, io, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use crate::{app, client, config::Config};
+use crate::{app, client, config::Config, export};
 
 /// Listens to what happens in the pods of a Kubernetes node, without stopping them.
 #[derive(Parser)]
@@ -31,6 +31,11 @@ enum Command {
     #[command(flatten)]
     Client(client::Command),
     Doctor(app::Doctor),
+    /// Look at files of the agent's configuration.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
     #[command(long_about = COMPLETION)]
     /// Print a script with which a shell completes commands, flags and the names of pods
     Completion {
@@ -40,6 +45,20 @@ enum Command {
     /// Print the version and end.
     Version,
 }
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Say whether a file of exporters (`dinle agent --exporters FILE`) is right, or everything that is wrong with it and where; the exit
+    /// status is then 1
+    Check {
+        /// The file
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: PathBuf,
+    },
+}
+
+/// How long a write to standard output that nobody reads may keep the program from ending.
+const LAST: Duration = Duration::from_secs(1);
 
 const COMPLETION: &str = "\
 Print a script with which a shell completes commands, flags, and what is in the cluster: namespaces, pods, owners, containers, nodes.
@@ -62,7 +81,11 @@ pub fn main() -> ExitCode {
         return status;
     }
     let done = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime.block_on(run(arguments)),
+        Ok(runtime) => {
+            let done = runtime.block_on(run(arguments));
+            runtime.shutdown_timeout(LAST);
+            done
+        }
         Err(error) => Err(error.into()),
     };
     done.unwrap_or_else(|error| {
@@ -81,6 +104,9 @@ async fn run(arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
         }
         Command::Client(command) => client::run(command, colors).await,
         Command::Doctor(doctor) => doctor.run().await,
+        Command::Config {
+            command: ConfigCommand::Check { file },
+        } => Ok(export::check(&file)),
         Command::Completion { shell } => {
             client::register(shell, program.as_deref(), &mut io::stdout())?;
             Ok(ExitCode::SUCCESS)

@@ -39,7 +39,8 @@ pub struct Config {
         env = "DINLE_LISTEN"
     )]
     pub listen: Vec<Address>,
-    /// Address of /metrics, /healthz and /readyz. They tell counts, never events or names of pods.
+    /// Address of /metrics, /healthz and /readyz. They tell counts, never events; names of pods only in /metrics/NAME of an exporter
+    /// `prometheus` of --exporters.
     #[arg(
         long,
         value_name = "ADDR:PORT",
@@ -148,6 +149,10 @@ pub struct Config {
     /// where the agent has CAP_SYS_ADMIN, or the node sets kernel.bpf_stats_enabled=1 [default: no budget]
     #[arg(long, value_name = "PERCENT", value_parser = percent, env = "DINLE_BUDGET_CPU")]
     pub budget_cpu: Option<f64>,
+    /// File that says what the agent itself exports, and where to: see docs/exporters.md. Read again when it changes. `dinle config check` says
+    /// whether it is right.
+    #[arg(long, value_name = "FILE", env = "DINLE_EXPORTERS")]
+    pub exporters: Option<PathBuf>,
     /// How long programs stay attached after their last subscriber has left.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub linger: Duration,

@@ -2,15 +2,19 @@
 
 pub mod api;
 pub mod app;
+pub mod audit;
 pub mod auth;
 pub mod cli;
 pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod control;
+pub mod errno;
 pub mod event;
+pub mod export;
 pub mod filter;
 pub mod hub;
+pub mod json;
 pub mod kernel;
 pub mod listen;
 pub mod metrics;

@@ -1,6 +1,7 @@
 //! The agent's own health over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for the kubelet.
 
 mod capacity;
+mod exporters;
 
 use std::{
     fmt::Write as _,
@@ -14,9 +15,12 @@ use std::{
 use arc_swap::ArcSwap;
 use axum::{
     Router,
-    extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::IntoResponse,
+    extract::{Path, State},
+    http::{
+        HeaderMap, StatusCode,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
+    response::{IntoResponse, Response},
     routing::get,
 };
 use dinle_ebpf::Kind;
@@ -42,6 +46,7 @@ use crate::{
     auth::Auth,
     control::{Costs, Node},
     event::proto_kind,
+    export::Exporters,
     hub::{Hub, Stage},
     listen,
     pipeline::Stats,
@@ -77,6 +82,8 @@ pub struct Health {
     pub tls: Option<Arc<listen::State>>,
     /// Who asks the API server for permissions, where callers must say who they are.
     pub auth: Option<Arc<Auth>>,
+    /// What the agent itself exports, if it does.
+    pub exporters: Option<Arc<Exporters>>,
 }
 
 /// Sees whether a counter moves.
@@ -148,6 +155,7 @@ pub async fn serve(listener: TcpListener, health: Health) {
 fn router(health: Health) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
+        .route("/metrics/{exporter}", get(series))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(health)
@@ -198,7 +206,23 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     ([(CONTENT_TYPE, kind)], text)
 }
 
-use capacity::Capacity;
+/// The series of an exporter `prometheus`.
+async fn series(
+    State(health): State<Health>,
+    Path(exporter): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let exporters = health.exporters.as_ref();
+    match exporters.and_then(|exporters| exporters.scrape(&exporter, accept.unwrap_or_default())) {
+        Some((kind, body)) => ([(CONTENT_TYPE, kind)], body).into_response(),
+        None => {
+            let text =
+                "no exporter `prometheus` has this name; /metrics tells of the agent itself\n";
+            (StatusCode::NOT_FOUND, text).into_response()
+        }
+    }
+}
 
 #[derive(Clone)]
 struct Metrics(Health);
@@ -218,8 +242,12 @@ impl Collector for Metrics {
             node,
             tls,
             auth,
+            exporters,
             alive: _,
         }) = self;
+        if let Some(exporters) = exporters {
+            exporters::encode(exporters, &mut out)?;
+        }
         let node = node.load();
         let kinds = || {
             Kind::ALL
@@ -371,7 +399,7 @@ impl Collector for Metrics {
             None,
             gauge,
         )?;
-        for Capacity {
+        for capacity::Capacity {
             what,
             used: now,
             most,
@@ -517,6 +545,7 @@ mod tests {
             alive: Arc::default(),
             tls: None,
             auth: None,
+            exporters: None,
         };
         let serving = tokio::spawn(serve(listener, health));
         let ask = async || {

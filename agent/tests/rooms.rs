@@ -56,9 +56,31 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tokio",
         ],
     ),
+    // Streams in the log.
+    ("audit", &["dinle_proto", "hub"]),
+    // The contract's messages as text, and its numbers by name, for whoever prints or writes them.
+    ("json", &["dinle_proto"]),
+    ("errno", &[]),
+    // Subscribers within the agent. As `api` they ask for streams and wait for the kernel; they see no more of the way of events than a client.
+    (
+        "export",
+        &[
+            "audit",
+            "control",
+            "dinle_proto",
+            "errno",
+            "filter",
+            "hub",
+            "json",
+            "tokio",
+            "tonic",
+            "workload",
+        ],
+    ),
     (
         "api",
         &[
+            "audit",
             "auth",
             "control",
             "dinle_proto",
@@ -77,6 +99,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "control",
             "dinle_ebpf",
             "event",
+            "export",
             "hub",
             "listen",
             "pipeline",
@@ -102,13 +125,17 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     // Talks to the API only: what it lacks, the contract lacks.
-    ("client", &["cluster", "dinle_proto", "tokio", "tonic"]),
+    (
+        "client",
+        &["cluster", "dinle_proto", "json", "tokio", "tonic"],
+    ),
 ];
 
 /// Everything that a room could reach for. `app` and `main` wire the rooms and may name all of it.
 const WATCHED: &[&str] = &[
     "api",
     "app",
+    "audit",
     "auth",
     "aya",
     "client",
@@ -116,9 +143,12 @@ const WATCHED: &[&str] = &[
     "control",
     "dinle_ebpf",
     "dinle_proto",
+    "errno",
     "event",
+    "export",
     "filter",
     "hub",
+    "json",
     "k8s_openapi",
     "kernel",
     "kube",

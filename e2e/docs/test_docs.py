@@ -15,7 +15,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # In a block or in a line; what has an ellipsis is not all of it.
 COMMAND = re.compile(r"(?:^(?:\$ |sudo )*|`(?:sudo )?)(?:kubectl )?dinle ([a-z][^`\n…]*)(?:$|`)", re.MULTILINE)
 # These ask no agent.
-ALONE = {"agent", "completion", "doctor", "help", "version"}
+ALONE = {"agent", "completion", "config", "doctor", "help", "version"}
 
 COMMANDS = sorted({command.strip() for document in DOCUMENTS for command in COMMAND.findall(document.read_text())})
 

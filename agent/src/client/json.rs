@@ -1,16 +1,16 @@
 //! Messages as protobuf JSON, one a line.
 
-use std::io::{self, Write};
+use std::io::Write;
 
-use anyhow::Context as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor};
+use prost_reflect::{Kind, MessageDescriptor};
 
 use super::template::Template;
+use crate::json::Schema;
 
-/// Prints messages of one type: names in lowerCamelCase, enums by name, 64-bit numbers as strings, defaults left out.
+/// Prints messages of one type.
 #[derive(Clone, Debug)]
 pub(super) struct Json {
-    descriptor: MessageDescriptor,
+    schema: Schema,
     /// Prints this of each instead; with `true` on a terminal.
     template: Option<(Template, bool)>,
 }
@@ -18,13 +18,8 @@ pub(super) struct Json {
 impl Json {
     /// For the message `dinle.v1.NAME`.
     pub(super) fn of(name: &str) -> anyhow::Result<Self> {
-        let pool = DescriptorPool::decode(dinle_proto::DESCRIPTORS)
-            .context("cannot read the contract that is built in")?;
-        let descriptor = pool
-            .get_message_by_name(&format!("dinle.v1.{name}"))
-            .with_context(|| format!("the contract that is built in has no message {name}"))?;
         Ok(Self {
-            descriptor,
+            schema: Schema::of(name)?,
             template: None,
         })
     }
@@ -32,7 +27,7 @@ impl Json {
     /// Prints of each message what a template says. An error is a sentence on what the message does not have.
     pub(super) fn through(self, template: Template, terminal: bool) -> Result<Self, String> {
         for names in template.paths() {
-            check(&self.descriptor, names)?;
+            check(self.schema.descriptor(), names)?;
         }
         Ok(Self {
             template: Some((template, terminal)),
@@ -42,7 +37,7 @@ impl Json {
 
     /// The message as a JSON value.
     pub(super) fn value(&self, message: &impl prost::Message) -> anyhow::Result<serde_json::Value> {
-        Ok(serde_json::to_value(self.dynamic(message)?)?)
+        self.schema.value(message)
     }
 
     /// Prints the message as a line.
@@ -55,18 +50,7 @@ impl Json {
             template.print(&self.value(message)?, *terminal, out)?;
             return Ok(());
         }
-        // Into io::Error, so that a closed pipe stays one.
-        serde_json::to_writer(&mut *out, &self.dynamic(message)?).map_err(io::Error::from)?;
-        writeln!(out)?;
-        Ok(())
-    }
-
-    fn dynamic(&self, message: &impl prost::Message) -> anyhow::Result<DynamicMessage> {
-        let mut dynamic = DynamicMessage::new(self.descriptor.clone());
-        dynamic
-            .transcode_from(message)
-            .with_context(|| format!("cannot write a {} as JSON", self.descriptor.name()))?;
-        Ok(dynamic)
+        self.schema.line(message, out)
     }
 }
 

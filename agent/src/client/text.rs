@@ -212,58 +212,7 @@ pub(super) fn code(exit: &v1::Exit) -> String {
     }
 }
 
-/// The name of an error of errno(3): `ENOENT`; `0` for none.
-pub(super) fn errno(number: u32) -> String {
-    // include/uapi/asm-generic/errno-base.h and errno.h: those that files, sockets and disks give.
-    let name = match number {
-        0 => "0",
-        1 => "EPERM",
-        2 => "ENOENT",
-        4 => "EINTR",
-        5 => "EIO",
-        6 => "ENXIO",
-        9 => "EBADF",
-        11 => "EAGAIN",
-        12 => "ENOMEM",
-        13 => "EACCES",
-        14 => "EFAULT",
-        16 => "EBUSY",
-        17 => "EEXIST",
-        18 => "EXDEV",
-        19 => "ENODEV",
-        20 => "ENOTDIR",
-        21 => "EISDIR",
-        22 => "EINVAL",
-        23 => "ENFILE",
-        24 => "EMFILE",
-        26 => "ETXTBSY",
-        27 => "EFBIG",
-        28 => "ENOSPC",
-        30 => "EROFS",
-        32 => "EPIPE",
-        36 => "ENAMETOOLONG",
-        39 => "ENOTEMPTY",
-        40 => "ELOOP",
-        75 => "EOVERFLOW",
-        95 => "EOPNOTSUPP",
-        97 => "EAFNOSUPPORT",
-        98 => "EADDRINUSE",
-        99 => "EADDRNOTAVAIL",
-        100 => "ENETDOWN",
-        101 => "ENETUNREACH",
-        103 => "ECONNABORTED",
-        104 => "ECONNRESET",
-        110 => "ETIMEDOUT",
-        111 => "ECONNREFUSED",
-        113 => "EHOSTUNREACH",
-        115 => "EINPROGRESS",
-        116 => "ESTALE",
-        121 => "EREMOTEIO",
-        122 => "EDQUOT",
-        _ => return format!("E{number}"),
-    };
-    name.to_owned()
-}
+pub(super) use crate::errno::name as errno;
 
 /// Bytes as people say them: `1.5K`, `20M`.
 pub(super) fn size(bytes: u64) -> String {

@@ -11,7 +11,7 @@ image.tag is {{ .Values.image.tag }} and image.digest is set too, which pins ano
 {{- end }}
 {{- range $argument := .Values.extraArgs }}
 {{- $flag := regexFind "^--[a-z-]+" $argument }}
-{{- $instead := get (dict "--http" "bindAddress" "--listen" "grpc.insecure" "--insecure" "grpc.insecure" "--log-json" "log.format" "--sensors" "sensors" "--tls-cert" "grpc.tls" "--tls-key" "grpc.tls" "--tls-client-ca" "grpc.tls" "--auth" "auth.mode" "--auth-audiences" "auth.audiences" "--auth-grace" "auth.grace" "--budget-cpu" "budget.cpuPercent" "--max-pod-events-per-second" "limits.podEventsPerSecond") $flag }}
+{{- $instead := get (dict "--http" "bindAddress" "--listen" "grpc.insecure" "--insecure" "grpc.insecure" "--log-json" "log.format" "--sensors" "sensors" "--tls-cert" "grpc.tls" "--tls-key" "grpc.tls" "--tls-client-ca" "grpc.tls" "--auth" "auth.mode" "--auth-audiences" "auth.audiences" "--auth-grace" "auth.grace" "--budget-cpu" "budget.cpuPercent" "--max-pod-events-per-second" "limits.podEventsPerSecond" "--exporters" "exporters") $flag }}
 {{- if $instead }}
 extraArgs has {{ $argument }}, which the chart decides: set {{ $instead }} instead.
 {{- else if has $flag (list "--pods" "--node-name") }}
@@ -21,7 +21,7 @@ extraArgs has {{ $argument }}, with which the agent ends at once and the kubelet
 {{- end }}
 {{- end }}
 {{- range .Values.extraEnv }}
-{{- $instead := get (dict "RUST_LOG" "log.level" "DINLE_LOG_JSON" "log.format" "DINLE_HTTP" "bindAddress" "DINLE_LISTEN" "grpc.insecure" "DINLE_SENSORS" "sensors" "DINLE_TLS_CERT" "grpc.tls" "DINLE_TLS_KEY" "grpc.tls" "DINLE_TLS_CLIENT_CA" "grpc.tls" "DINLE_AUTH" "auth.mode" "DINLE_AUTH_AUDIENCES" "auth.audiences" "DINLE_AUTH_GRACE" "auth.grace" "DINLE_BUDGET_CPU" "budget.cpuPercent" "DINLE_MAX_POD_EVENTS_PER_SECOND" "limits.podEventsPerSecond") .name }}
+{{- $instead := get (dict "RUST_LOG" "log.level" "DINLE_LOG_JSON" "log.format" "DINLE_HTTP" "bindAddress" "DINLE_LISTEN" "grpc.insecure" "DINLE_SENSORS" "sensors" "DINLE_TLS_CERT" "grpc.tls" "DINLE_TLS_KEY" "grpc.tls" "DINLE_TLS_CLIENT_CA" "grpc.tls" "DINLE_AUTH" "auth.mode" "DINLE_AUTH_AUDIENCES" "auth.audiences" "DINLE_AUTH_GRACE" "auth.grace" "DINLE_BUDGET_CPU" "budget.cpuPercent" "DINLE_MAX_POD_EVENTS_PER_SECOND" "limits.podEventsPerSecond" "DINLE_EXPORTERS" "exporters") .name }}
 {{- if $instead }}
 extraEnv has {{ .name }}, which the chart decides: set {{ $instead }} instead.
 {{- else if has .name (list "NODE_NAME" "POD_NAME" "POD_NAMESPACE" "DINLE_PODS") }}
@@ -36,7 +36,7 @@ extraEnv has {{ .name }} more than once: remove all but one.
 {{- $_ := set $variables .name true }}
 {{- end }}
 {{- range .Values.extraVolumes }}
-{{- if or (eq .name "cgroup") (and (eq .name "tls") $tls) }}
+{{- if or (eq .name "cgroup") (and (eq .name "tls") $tls) (and (eq .name "exporters") $values.exporters) (and (eq .name "exporter-files") (include "dinle.exporterFiles" $)) }}
 extraVolumes has a volume of the name {{ .name }}, which is the chart's own: give it another name.
 {{- end }}
 {{- end }}
@@ -53,6 +53,30 @@ extraVolumeMounts mounts {{ .name }} at {{ .mountPath }}, where the agent reads 
 {{- if not $there }}
 extraVolumeMounts mounts the volume {{ .name }} at {{ .mountPath }}, but extraVolumes has none of that name: add it there.
 {{- end }}
+{{- end }}
+
+{{- /* What it exports */ -}}
+{{- $names := dict }}
+{{- range .Values.exporters }}
+{{- if hasKey $names .name }}
+exporters has {{ .name }} more than once: give each exporter its own name.
+{{- end }}
+{{- $_ := set $names .name true }}
+{{- if .file }}
+{{- $path := clean .file.path }}
+{{- $there := hasPrefix "/var/log/dinle/" $path }}
+{{- range $values.extraVolumeMounts }}
+{{- if hasPrefix (printf "%s/" (clean .mountPath)) $path }}
+{{- $there = true }}
+{{- end }}
+{{- end }}
+{{- if not $there }}
+exporters has {{ .name }}, which writes to {{ .file.path }}, but nothing else than /var/log/dinle can be written to: write there, or mount a volume with extraVolumes and extraVolumeMounts.
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and .Values.exporterFiles.hostPath (not (include "dinle.exporterFiles" .)) }}
+exporterFiles.hostPath is set, but no exporter writes files, so that it would do nothing: remove it, or add an exporter with a file.
 {{- end }}
 
 {{- /* What it may do */ -}}

@@ -138,3 +138,10 @@ httpGet:
   port: http
 {{ toYaml (index . 1) }}
 {{- end -}}
+
+{{- /* Not empty if an exporter writes files. */ -}}
+{{- define "dinle.exporterFiles" -}}
+{{- range .Values.exporters -}}
+{{- if .file -}}yes{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,143 @@
+//! JSON lines, as `dinle watch -o json` prints them: to standard output, or to a file.
+
+use std::io::{self, Write as _};
+
+use dinle_proto::v1::{self, subscribe_response::Message};
+use tokio::task::spawn_blocking;
+
+use super::{
+    counters::Cause,
+    rotate::Rotated,
+    run::{Failure, Sent},
+};
+use crate::json::Schema;
+
+/// Lines are written together when they are so many bytes.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Where lines go.
+pub(super) enum Out {
+    Stdout,
+    File(Rotated),
+}
+
+impl Out {
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stdout => {
+                let mut out = io::stdout().lock();
+                out.write_all(lines)?;
+                out.flush()
+            }
+            Self::File(file) => file.write(lines),
+        }
+    }
+}
+
+/// Writes lines.
+pub(super) struct Lines {
+    /// `None` while a thread has it.
+    out: Option<Out>,
+    event: Schema,
+    /// Every message is a line.
+    raw: Option<Schema>,
+    batch: Vec<u8>,
+    events: u64,
+}
+
+impl Lines {
+    pub(super) fn new(out: Out, raw: bool) -> anyhow::Result<Self> {
+        Ok(Self {
+            out: Some(out),
+            event: Schema::of("Event")?,
+            raw: raw.then(|| Schema::of("SubscribeResponse")).transpose()?,
+            batch: Vec::new(),
+            events: 0,
+        })
+    }
+
+    /// Takes a message.
+    pub(super) fn take(&mut self, message: Message) -> anyhow::Result<()> {
+        let events = match &message {
+            Message::Batch(batch) => &batch.events[..],
+            Message::Snapshot(snapshot) => &snapshot.events[..],
+            Message::Plan(_) | Message::Loss(_) | Message::Workload(_) | Message::Heartbeat(_) => {
+                &[]
+            }
+        };
+        self.events += events.len() as u64;
+        if let Some(raw) = &self.raw {
+            let message = Some(message);
+            return raw.line(&v1::SubscribeResponse { message }, &mut self.batch);
+        }
+        for event in events {
+            self.event.line(event, &mut self.batch)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.batch.len() >= BATCH_BYTES
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    /// Writes what it has.
+    pub(super) async fn send(&mut self) -> Result<Sent, Failure> {
+        let Some(mut out) = self.out.take() else {
+            return Err(Failure::later(
+                Cause::Io,
+                "a write was given up and has not come back",
+            ));
+        };
+        let batch = std::mem::take(&mut self.batch);
+        // A disk may be slow, and a pipe may not be read at all.
+        let written = spawn_blocking(move || {
+            let result = out.write(&batch);
+            (out, batch, result)
+        });
+        let (out, batch, result) = written
+            .await
+            .map_err(|error| Failure::later(Cause::Io, error.to_string()))?;
+        self.out = Some(out);
+        match result {
+            Ok(()) => Ok(Sent {
+                events: std::mem::take(&mut self.events),
+                bytes: batch.len() as u64,
+                refused: None,
+            }),
+            Err(error) => {
+                self.batch = batch;
+                let full = matches!(
+                    error.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                );
+                let cause = if full { Cause::NoSpace } else { Cause::Io };
+                Err(Failure::later(cause, error.to_string()))
+            }
+        }
+    }
+
+    /// Gives up what it has. Returns how many events that is; none of them was taken.
+    pub(super) fn discard(&mut self) -> (u64, u64) {
+        self.batch.clear();
+        (std::mem::take(&mut self.events), 0)
+    }
+
+    /// Now and then: a file that is old enough is changed for a new one.
+    pub(super) async fn tick(&mut self) {
+        let Some(Out::File(mut file)) = self
+            .out
+            .take_if(|out| matches!(out, Out::File(file) if file.is_due()))
+        else {
+            return;
+        };
+        let turned = spawn_blocking(move || {
+            file.turn_if_due();
+            file
+        });
+        self.out = turned.await.ok().map(Out::File);
+    }
+}

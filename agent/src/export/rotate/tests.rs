@@ -1,0 +1,161 @@
+use std::io::Read as _;
+
+use flate2::read::MultiGzDecoder;
+
+use super::*;
+
+fn sink(directory: &Path) -> FileSink {
+    FileSink {
+        path: directory.join("events.jsonl"),
+        raw: false,
+        max_bytes: 10,
+        max_age: None,
+        keep: 100,
+        compress: Compression::Gzip,
+    }
+}
+
+/// Every file's name and text, the old ones first.
+fn files(config: &FileSink) -> Vec<(String, String)> {
+    let mut paths = old_files(&config.path).expect("a directory");
+    paths.extend(config.path.exists().then(|| config.path.clone()));
+    let read = |path: &PathBuf| {
+        let mut text = String::new();
+        let file = File::open(path).expect("a file");
+        match path.extension().is_some_and(|extension| extension == "gz") {
+            true => MultiGzDecoder::new(file).read_to_string(&mut text),
+            false => (&file).read_to_string(&mut text),
+        }
+        .expect("text");
+        (
+            path.file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned(),
+            text,
+        )
+    };
+    paths.iter().map(read).collect()
+}
+
+fn texts(config: &FileSink) -> Vec<String> {
+    files(config).into_iter().map(|(_, text)| text).collect()
+}
+
+#[test]
+fn a_full_file_is_compressed_and_another_begun() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = sink(directory.path());
+    let mut file = Rotated::new(config.clone());
+    for line in ["one\n", "two\n", "three\n", "four\n"] {
+        file.write(line.as_bytes()).expect("room");
+    }
+    // It waits for what is being compressed.
+    drop(file);
+    let files = files(&config);
+    let texts: Vec<&str> = files.iter().map(|(_, text)| &**text).collect();
+    // "three" would have made the first one too long, and "four" the second.
+    assert_eq!(texts, ["one\ntwo\n", "three\n", "four\n"], "{files:?}");
+    assert!(
+        files[0].0.starts_with("events-") && files[0].0.ends_with("Z.jsonl.gz"),
+        "{files:?}"
+    );
+}
+
+#[test]
+fn the_oldest_go_and_others_files_stay() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = FileSink {
+        keep: 2,
+        compress: Compression::None,
+        ..sink(directory.path())
+    };
+    let foreign = directory.path().join("events-mine.jsonl");
+    fs::write(&foreign, "mine").expect("a file");
+    let mut file = Rotated::new(config.clone());
+    for line in [
+        "aaaaaaaa\n",
+        "bbbbbbbb\n",
+        "cccccccc\n",
+        "dddddddd\n",
+        "eeeeeeee\n",
+    ] {
+        file.write(line.as_bytes()).expect("room");
+    }
+    drop(file);
+    assert_eq!(texts(&config), ["cccccccc\n", "dddddddd\n", "eeeeeeee\n"]);
+    assert!(foreign.exists());
+}
+
+#[test]
+fn what_a_killed_agent_left_is_mended() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = sink(directory.path());
+    fs::write(&config.path, "whole\nhal").expect("a file");
+    let old = directory.path().join("events-20260101T000000.000Z.jsonl");
+    fs::write(&old, "old\n").expect("a file");
+    fs::write(
+        directory
+            .path()
+            .join("events-20260101T000000.000Z.jsonl.gz.part"),
+        "x",
+    )
+    .expect("a file");
+    let mut file = Rotated::new(config.clone());
+    file.write(b"new\n").expect("room");
+    drop(file);
+    let files = files(&config);
+    let names: Vec<&str> = files.iter().map(|(name, _)| &**name).collect();
+    assert_eq!(
+        names,
+        ["events-20260101T000000.000Z.jsonl.gz", "events.jsonl"]
+    );
+    assert_eq!((&*files[0].1, &*files[1].1), ("old\n", "whole\nnew\n"));
+}
+
+#[test]
+fn a_file_that_somebody_took_away_is_made_anew() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = sink(directory.path());
+    let mut file = Rotated::new(config.clone());
+    file.write(b"one\n").expect("room");
+    let moved = directory.path().join("elsewhere");
+    fs::rename(&config.path, &moved).expect("renamed");
+    file.write(b"two\n").expect("room");
+    assert_eq!(fs::read_to_string(&moved).expect("a file"), "one\n");
+    assert_eq!(texts(&config), ["two\n"]);
+}
+
+#[test]
+fn an_old_file_is_changed_though_nothing_comes() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = FileSink {
+        max_age: Some(Duration::ZERO),
+        compress: Compression::None,
+        ..sink(directory.path())
+    };
+    let mut file = Rotated::new(config.clone());
+    assert!(!file.is_due());
+    file.write(b"one\n").expect("room");
+    assert!(file.is_due());
+    file.turn_if_due();
+    assert!(!file.is_due() && !config.path.exists());
+    drop(file);
+    assert_eq!(texts(&config), ["one\n"]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("file");
+    fs::write(&file, "").expect("a file");
+    let error = Rotated::new(sink(&file))
+        .write(b"x\n")
+        .expect_err("no directory");
+    assert!(
+        error
+            .to_string()
+            .contains("file/events.jsonl cannot be opened"),
+        "{error}"
+    );
+}

@@ -1,0 +1,512 @@
+//! One exporter: takes messages out of its stream and brings them to its receiver. While that does not take them, they wait in the stream's
+//! queue, which is bounded; what does not fit there is lost and counted, as for every subscriber.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant as Clock},
+};
+
+use anyhow::Context as _;
+use dinle_proto::v1::{self, subscribe_response::Message};
+use futures::FutureExt as _;
+use prost::Message as _;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+
+use super::{
+    Context,
+    config::{Receiver, Signal, Spec},
+    counters::{Cause, Counters},
+    lines::{Lines, Out},
+    nats::Nats,
+    otlp::{self, Logs},
+    rotate::Rotated,
+    series::Store,
+};
+use crate::{
+    audit,
+    filter::{Grant, Request},
+    hub::Subscription,
+};
+
+/// How long an event waits for others before they are sent together.
+const LINGER: Duration = Duration::from_millis(500);
+/// Between the first failure and the second try; each further wait is twice as long…
+const AGAIN: Duration = Duration::from_millis(500);
+/// …up to this: what comes back is noticed within half a minute.
+const AGAIN_MAX: Duration = Duration::from_secs(30);
+/// How long an exporter that is told to end tries to bring what it has.
+pub(super) const LAST: Duration = Duration::from_secs(5);
+
+/// What a receiver took.
+#[derive(Default)]
+pub(super) struct Sent {
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+    /// Of the events, those that it took only to throw away, and why.
+    pub(super) refused: Option<(u64, String)>,
+}
+
+/// Why a receiver did not take something.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) cause: Cause,
+    pub(super) problem: String,
+    /// Whether the same may be taken later, and how soon at the earliest.
+    pub(super) again: Option<Duration>,
+}
+
+impl Failure {
+    pub(super) fn later(cause: Cause, problem: impl Into<String>) -> Self {
+        Self {
+            cause,
+            problem: problem.into(),
+            again: Some(Duration::ZERO),
+        }
+    }
+
+    pub(super) fn never(cause: Cause, problem: impl Into<String>) -> Self {
+        Self {
+            cause,
+            problem: problem.into(),
+            again: None,
+        }
+    }
+}
+
+/// Where messages go, and those that are on their way.
+pub(super) enum Sink {
+    Lines(Lines),
+    Logs(Box<Logs>),
+    Nats(Box<Nats>),
+    /// Nothing is on its way: whoever wants the sums asks for them.
+    Series(Arc<Store>),
+}
+
+impl Sink {
+    fn new(
+        receiver: &Receiver,
+        store: Option<Arc<Store>>,
+        context: &Context,
+    ) -> anyhow::Result<Self> {
+        Ok(match receiver {
+            Receiver::Stdout(raw) => Self::Lines(Lines::new(Out::Stdout, *raw)?),
+            Receiver::File(file) => {
+                Self::Lines(Lines::new(Out::File(Rotated::new(file.clone())), file.raw)?)
+            }
+            Receiver::Otlp(otlp) if otlp.signal == Signal::Logs => {
+                Self::Logs(Box::new(Logs::new(otlp.clone(), context)?))
+            }
+            Receiver::Nats(nats) => Self::Nats(Box::new(Nats::new(nats.clone(), context)?)),
+            Receiver::Otlp(_) | Receiver::Prometheus(_) => {
+                Self::Series(store.context("there are no series")?)
+            }
+        })
+    }
+
+    fn take(&mut self, message: Message) -> anyhow::Result<()> {
+        match self {
+            Self::Lines(lines) => lines.take(message),
+            Self::Logs(logs) => logs.take(message),
+            Self::Nats(nats) => nats.take(message),
+            Self::Series(store) => {
+                match &message {
+                    Message::Batch(batch) => store.take(&batch.events),
+                    Message::Snapshot(snapshot) => store.take(&snapshot.events),
+                    Message::Plan(_)
+                    | Message::Loss(_)
+                    | Message::Workload(_)
+                    | Message::Heartbeat(_) => {}
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        match self {
+            Self::Lines(lines) => lines.is_full(),
+            Self::Logs(logs) => logs.is_full(),
+            Self::Nats(nats) => nats.is_full(),
+            Self::Series(_) => false,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Lines(lines) => lines.is_empty(),
+            Self::Logs(logs) => logs.is_empty(),
+            Self::Nats(nats) => nats.is_empty(),
+            Self::Series(_) => true,
+        }
+    }
+
+    async fn send(&mut self) -> Result<Sent, Failure> {
+        match self {
+            Self::Lines(lines) => lines.send().await,
+            Self::Logs(logs) => logs.send().await,
+            Self::Nats(nats) => nats.send().await,
+            Self::Series(_) => Ok(Sent {
+                events: 0,
+                bytes: 0,
+                refused: None,
+            }),
+        }
+    }
+
+    /// Returns how many events were given up, and how many the receiver has taken before.
+    fn discard(&mut self) -> (u64, u64) {
+        match self {
+            Self::Lines(lines) => lines.discard(),
+            Self::Logs(logs) => logs.discard(),
+            Self::Nats(nats) => nats.discard(),
+            Self::Series(_) => (0, 0),
+        }
+    }
+
+    /// With every heartbeat.
+    async fn tick(&mut self) {
+        match self {
+            Self::Lines(lines) => lines.tick().await,
+            Self::Logs(_) | Self::Nats(_) => {}
+            Self::Series(store) => store.tick(),
+        }
+    }
+}
+
+/// Runs until it is told to stop, or the agent ends.
+pub(super) async fn run(
+    spec: Spec,
+    context: Context,
+    counters: Arc<Counters>,
+    store: Option<Arc<Store>>,
+    stop: watch::Receiver<bool>,
+) {
+    let name = spec.name.clone();
+    let sink = match Sink::new(&spec.receiver, store.clone(), &context) {
+        Ok(sink) => sink,
+        // A defect; the file was right.
+        Err(error) => return tracing::error!(exporter = name, "{error:#}"),
+    };
+    let mut exporter = Exporter {
+        name,
+        sink,
+        counters,
+        stop,
+        failing: None,
+        deadline: None,
+    };
+    let pushing = match (&spec.receiver, store) {
+        (Receiver::Otlp(sink), Some(store)) => {
+            let (name, counters) = (exporter.name.clone(), exporter.counters.clone());
+            let push = otlp::push(name, sink.clone(), store, counters, context.node.clone());
+            Some(tokio::spawn(push))
+        }
+        _ => None,
+    };
+    let mut stopped = exporter.stop.clone();
+    let subscription = tokio::select! {
+        subscription = exporter.open(&spec, &context) => subscription,
+        () = told(&mut stopped) => None,
+    };
+    if let Some(subscription) = subscription
+        && exporter.settle(&spec, &context).await
+    {
+        exporter.follow(subscription).await;
+    }
+    if let Some(pushing) = pushing {
+        pushing.abort();
+    }
+    // It may wait for a disk.
+    _ = tokio::task::spawn_blocking(move || drop(exporter)).await;
+}
+
+/// Comes back when the exporter is to end.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone means the same.
+    _ = stop.wait_for(|stop| *stop).await;
+}
+
+struct Exporter {
+    name: String,
+    sink: Sink,
+    counters: Arc<Counters>,
+    stop: watch::Receiver<bool>,
+    /// Since when, why, and what has been lost for it.
+    failing: Option<(Cause, u64)>,
+    /// When to give up, once it is told to stop.
+    deadline: Option<Instant>,
+}
+
+impl Exporter {
+    /// Opens its stream, as soon as there is room for it. `None`: the agent ends.
+    async fn open(&mut self, spec: &Spec, context: &Context) -> Option<Subscription> {
+        let caller = v1::Caller {
+            peer: "exporter".to_owned(),
+            user: format!("dinle:exporter:{}", self.name),
+            groups: Vec::new(),
+        };
+        let mut wait = AGAIN;
+        let mut told = false;
+        let subscription = loop {
+            // It was right when the file was read.
+            let request = match Request::parse(&spec.asked, &context.limits) {
+                Ok(request) => request,
+                Err(error) => {
+                    tracing::error!(exporter = self.name, %error, "no stream");
+                    return None;
+                }
+            };
+            // Whoever can write the agent's configuration decides what is told.
+            match context
+                .hub
+                .subscribe(spec.asked.clone(), request, caller.clone(), Grant::all())
+            {
+                Ok(subscription) => break subscription,
+                Err(full) => {
+                    if !std::mem::replace(&mut told, true) {
+                        audit::refused(
+                            &caller,
+                            &spec.asked,
+                            "ResourceExhausted",
+                            &full.to_string(),
+                        );
+                    }
+                    self.counters.failed(Cause::Unavailable);
+                    sleep(wait).await;
+                    wait = (2 * wait).min(AGAIN_MAX);
+                }
+            }
+        };
+        self.counters.opened(subscription.listener());
+        audit::begins(subscription.listener());
+        Some(subscription)
+    }
+
+    /// Waits until the kernel reports what was asked for. `false`: the agent ends.
+    async fn settle(&self, spec: &Spec, context: &Context) -> bool {
+        if !context.settle.settle().await {
+            return false;
+        }
+        let node = context.state.load();
+        let asked = |capability: &&v1::Capability| spec.asked.kinds.contains(&capability.kind);
+        for capability in node
+            .capabilities
+            .iter()
+            .filter(asked)
+            .filter(|capability| !capability.available)
+        {
+            tracing::warn!(
+                exporter = self.name,
+                kind = capability.kind().name(),
+                reason = capability.reason,
+                "nothing of this kind will be exported"
+            );
+        }
+        true
+    }
+
+    async fn follow(&mut self, mut subscription: Subscription) {
+        let began = Clock::now();
+        let mut bytes = 0;
+        let mut due: Option<Instant> = None;
+        let mut stop = self.stop.clone();
+        loop {
+            let linger = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let message = tokio::select! {
+                biased;
+                () = told(&mut stop) => {
+                    self.deadline.get_or_insert_with(|| Instant::now() + LAST);
+                    // What is in the queue already is taken along.
+                    subscription.next().now_or_never().flatten()
+                }
+                () = linger => {
+                    due = None;
+                    self.send().await;
+                    continue;
+                }
+                message = subscription.next() => message,
+            };
+            let Some(message) = message else { break };
+            bytes += message.0.len() as u64;
+            if self.take(&message.0).await && !self.sink.is_empty() {
+                due.get_or_insert_with(|| Instant::now() + LINGER);
+            }
+            if self.sink.is_full() {
+                due = None;
+                self.send().await;
+            }
+        }
+        self.deadline.get_or_insert_with(|| Instant::now() + LAST);
+        if !self.sink.is_empty() {
+            self.send().await;
+        }
+        self.counters.closed(
+            self.failing
+                .as_ref()
+                .map_or(Cause::Slow, |(cause, _)| *cause),
+        );
+        audit::ends(&subscription, began, bytes);
+    }
+
+    /// Puts a message into the batch. Whether there may be something new in it.
+    async fn take(&mut self, bytes: &[u8]) -> bool {
+        let Ok(v1::SubscribeResponse {
+            message: Some(message),
+        }) = v1::SubscribeResponse::decode(bytes)
+        else {
+            tracing::error!(
+                exporter = self.name,
+                "a message of the agent's own could not be read"
+            );
+            return false;
+        };
+        let events = match &message {
+            Message::Batch(batch) => batch.events.len(),
+            Message::Snapshot(snapshot) => snapshot.events.len(),
+            Message::Plan(_) | Message::Loss(_) | Message::Workload(_) => 0,
+            Message::Heartbeat(_) => {
+                self.overflowed();
+                self.sink.tick().await;
+                0
+            }
+        };
+        self.counters.took(events as u64);
+        if let Err(error) = self.sink.take(message) {
+            tracing::error!(exporter = self.name, "{error:#}");
+        }
+        if let Sink::Series(_) = self.sink {
+            self.counters.counted(events as u64);
+        }
+        true
+    }
+
+    /// Tells the counters why the queue ran over, if it did.
+    fn overflowed(&mut self) {
+        let cause = self
+            .failing
+            .as_ref()
+            .map_or(Cause::Slow, |(cause, _)| *cause);
+        let lost = self.counters.overflowed(cause);
+        if let Some((_, all)) = &mut self.failing {
+            *all += lost;
+        }
+    }
+
+    /// Sends what is there, again and again until it is taken, or never will be.
+    async fn send(&mut self) {
+        let mut wait = AGAIN;
+        let mut stop = self.stop.clone();
+        loop {
+            // Whoever is told to stop meanwhile gives up some time later.
+            let over = {
+                let (mut stop, deadline) = (stop.clone(), self.deadline);
+                async move {
+                    let deadline = match deadline {
+                        Some(deadline) => deadline,
+                        None => {
+                            told(&mut stop).await;
+                            Instant::now() + LAST
+                        }
+                    };
+                    sleep_until(deadline).await;
+                }
+            };
+            let sent = tokio::select! {
+                sent = self.sink.send() => sent,
+                () = over => Err(Failure::never(Cause::Ended, "the exporter ended first")),
+            };
+            let failure = match sent {
+                Ok(sent) => return self.succeeded(sent),
+                Err(failure) => failure,
+            };
+            self.overflowed();
+            let Failure {
+                cause,
+                problem,
+                again,
+            } = failure;
+            let Some(after) = again else {
+                self.counters.failed(cause);
+                let (events, taken) = self.sink.discard();
+                self.counters.dropped(cause, events);
+                self.counters.counted(taken);
+                tracing::error!(
+                    exporter = self.name,
+                    cause = cause.name(),
+                    problem,
+                    events,
+                    "events are dropped"
+                );
+                return;
+            };
+            self.counters.failed(cause);
+            if self
+                .failing
+                .as_ref()
+                .is_none_or(|(before, _)| *before != cause)
+            {
+                tracing::error!(
+                    exporter = self.name,
+                    cause = cause.name(),
+                    problem,
+                    "events wait, and those that find no room in the queue are lost until this is mended"
+                );
+                let lost = self.failing.take().map_or(0, |(_, lost)| lost);
+                self.failing = Some((cause, lost));
+            }
+            let pause = Instant::now() + after.max(wait).min(AGAIN_MAX);
+            wait = (2 * wait).min(AGAIN_MAX);
+            match self.deadline {
+                Some(deadline) => {
+                    if timeout_at(deadline, sleep_until(pause)).await.is_err() {
+                        continue;
+                    }
+                }
+                None => tokio::select! {
+                    () = sleep_until(pause) => {}
+                    () = told(&mut stop) => {
+                        self.deadline = Some(Instant::now() + LAST);
+                    }
+                },
+            }
+        }
+    }
+
+    fn succeeded(&mut self, sent: Sent) {
+        let Sent {
+            events,
+            bytes,
+            refused,
+        } = sent;
+        if let Some((refused, problem)) = refused {
+            tracing::error!(
+                exporter = self.name,
+                events = refused,
+                problem,
+                "the receiver throws events away"
+            );
+            self.counters.dropped(Cause::Refused, refused);
+            self.counters
+                .exported(events.saturating_sub(refused), bytes);
+        } else {
+            self.counters.exported(events, bytes);
+        }
+        self.overflowed();
+        if let Some((cause, lost)) = self.failing.take() {
+            tracing::info!(
+                exporter = self.name,
+                cause = cause.name(),
+                lost,
+                "events are taken again"
+            );
+        }
+    }
+}

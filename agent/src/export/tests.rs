@@ -1,0 +1,202 @@
+//! Exporters without a kernel: a publisher on one side, files on the other.
+
+use std::time::Duration;
+
+use dinle_proto::v1;
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
+
+use super::{run::run, *};
+use crate::hub::{self, Publisher, encode_name};
+
+struct Stage {
+    context: Context,
+    publisher: Publisher,
+    directory: tempfile::TempDir,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let (hub, publisher) = Hub::new(hub::Limits::default(), || ());
+        let (settle, mut asked) = Settle::new();
+        // The controller is always done at once.
+        tokio::spawn(async move {
+            while let Some(done) = asked.recv().await {
+                _ = done.send(());
+            }
+        });
+        Self {
+            context: Context {
+                hub,
+                settle,
+                limits: Limits::default(),
+                index: Index::new("n"),
+                state: Arc::default(),
+                node: "n".to_owned(),
+            },
+            publisher,
+            directory: tempfile::tempdir().expect("a directory"),
+        }
+    }
+
+    /// Begins the exporter of a file, and waits until it listens.
+    async fn begin(&mut self, path: &Path) -> (Arc<Counters>, watch::Sender<bool>, JoinHandle<()>) {
+        let text = format!(
+            "exporters:\n- name: audit\n  kinds: [exec]\n  queue_bytes: 64KiB\n  file: {{path: {}}}\n",
+            path.display()
+        );
+        let specs = parse(&text, &self.context.limits).expect("a good file");
+        let counters = Arc::new(Counters::new("audit", "file"));
+        let stop = watch::Sender::new(false);
+        let task = tokio::spawn(run(
+            specs[0].clone(),
+            self.context.clone(),
+            counters.clone(),
+            None,
+            stop.subscribe(),
+        ));
+        let hub = self.context.hub.clone();
+        until(|| hub.board().listeners().count() == 1).await;
+        self.publisher.refresh();
+        (counters, stop, task)
+    }
+
+    fn publish(&mut self, times: usize) {
+        let web = Arc::new(v1::Workload {
+            cgroup_id: 7,
+            state: v1::IdentityState::Pod.into(),
+            namespace: "shop".into(),
+            pod: "web".into(),
+            ..v1::Workload::default()
+        });
+        let event = v1::Event {
+            kind: v1::Kind::Exec.into(),
+            cgroup_id: 7,
+            detail: Some(v1::event::Detail::Exec(v1::Exec {
+                filename: "/bin/true".into(),
+                args: vec!["x".repeat(500)],
+                ..v1::Exec::default()
+            })),
+            ..v1::Event::default()
+        };
+        for _ in 0..times {
+            let targets = self.publisher.targets(v1::Kind::Exec, &web).whole;
+            self.publisher
+                .publish(&event, v1::Kind::Exec, &web, &encode_name(&web), targets);
+        }
+        self.publisher.flush();
+    }
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    for _ in 0..3000 {
+        if condition() {
+            return;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the condition does not come true");
+}
+
+fn lines(path: &Path) -> u64 {
+    std::fs::read_to_string(path).map_or(0, |text| text.lines().count() as u64)
+}
+
+fn dropped(counters: &Counters, cause: Cause) -> u64 {
+    let found = counters.drops().find(|(own, _)| *own == cause);
+    found.map_or(0, |(_, count)| count)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_when_an_exporter_is_told_to_stop_is_brought_first() {
+    let mut stage = Stage::new();
+    let path = stage.directory.path().join("new/audit.jsonl");
+    let (counters, stop, task) = stage.begin(&path).await;
+    stage.publish(23);
+    stop.send_replace(true);
+    task.await.expect("it ends");
+    assert_eq!((lines(&path), counters.events()), (23, 23));
+    assert_eq!(
+        counters.bytes(),
+        std::fs::metadata(&path).expect("a file").len()
+    );
+    assert_eq!(counters.waiting(), 0);
+    assert_eq!(stage.context.hub.board().listeners().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_finds_no_room_while_a_receiver_is_away_is_counted_with_its_cause() {
+    let mut stage = Stage::new();
+    // A file is in the place of the directory.
+    let place = stage.directory.path().join("place");
+    std::fs::write(&place, "").expect("a file");
+    let path = place.join("audit.jsonl");
+    let (counters, stop, task) = stage.begin(&path).await;
+    stage.publish(10);
+    until(|| !counters.up()).await;
+    // 64 KiB hold some 100 of them.
+    stage.publish(1000);
+    until(|| dropped(&counters, Cause::Io) > 0).await;
+    assert_eq!(counters.events(), 0);
+    std::fs::remove_file(&place).expect("removed");
+    until(|| counters.up()).await;
+    stage.publish(3);
+    let all = || counters.events() + counters.drops().map(|(_, count)| count).sum::<u64>();
+    until(|| all() == 1013).await;
+    stop.send_replace(true);
+    task.await.expect("it ends");
+    assert_eq!(lines(&path), counters.events());
+    assert!(counters.events() >= 13 && dropped(&counters, Cause::Slow) == 0);
+    assert_eq!(counters.losses(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exporter_whose_receiver_never_comes_back_ends_all_the_same() {
+    let mut stage = Stage::new();
+    let place = stage.directory.path().join("place");
+    std::fs::write(&place, "").expect("a file");
+    let (counters, stop, task) = stage.begin(&place.join("audit.jsonl")).await;
+    stage.publish(10);
+    until(|| !counters.up()).await;
+    stop.send_replace(true);
+    task.await.expect("it ends");
+    assert_eq!((counters.events(), counters.waiting()), (0, 0));
+    assert_eq!(dropped(&counters, Cause::Ended), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_finds_no_place_among_the_streams_waits_for_one() {
+    let mut stage = Stage::new();
+    let limits = hub::Limits {
+        streams: 1,
+        ..hub::Limits::default()
+    };
+    let (hub, publisher) = Hub::new(limits, || ());
+    (stage.context.hub, stage.publisher) = (hub, publisher);
+    let asked = v1::SubscribeRequest {
+        kinds: vec![v1::Kind::Exit.into()],
+        ..v1::SubscribeRequest::default()
+    };
+    let request = crate::filter::Request::parse(&asked, &stage.context.limits).expect("a request");
+    let other = stage.context.hub.subscribe(
+        asked,
+        request,
+        v1::Caller::default(),
+        crate::filter::Grant::all(),
+    );
+    let path = stage.directory.path().join("audit.jsonl");
+    let (counters, stop, task) = stage.begin(&path).await;
+    until(|| !counters.up()).await;
+    drop(other.expect("the first one"));
+    let hub = stage.context.hub.clone();
+    until(|| {
+        hub.board()
+            .listeners()
+            .any(|(_, listener)| listener.caller.user == "dinle:exporter:audit")
+    })
+    .await;
+    stage.publisher.refresh();
+    stage.publish(3);
+    stop.send_replace(true);
+    task.await.expect("it ends");
+    assert_eq!(lines(&path), 3);
+}

@@ -1,0 +1,113 @@
+"""Pods that do what is asked of them, and agents that bring it elsewhere."""
+
+import re
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "e2e"))
+
+import node  # noqa: E402
+import stubs  # noqa: E402
+import yaml  # noqa: E402
+
+PODS = ROOT / "e2e/demo-pods.json"
+NODE = "demo-node"
+# Any answer that is due at once; a busy machine may take a while.
+PATIENCE_SECONDS = 30
+RECEIVERS = ROOT / "target/receivers"
+
+
+@pytest.fixture(scope="session")
+def pods():
+    """Pods by the part of their names before the first dash: checkout, web and logrotate."""
+    with node.Cgroups("dinle-exporters") as cgroups:
+        yield {name.split("-")[0]: pod for name, pod in cgroups.pods(PODS).items()}
+
+
+@pytest.fixture(scope="session")
+def v1(tmp_path_factory):
+    return stubs.generate(tmp_path_factory.mktemp("stubs"))
+
+
+class Exporting:
+    """An agent with a file of exporters."""
+
+    def __init__(self, file: Path, exporters: list[dict], *arguments: str):
+        self.file = file
+        self.write(exporters)
+        self.agent = node.Agent(PODS, NODE, "--exporters", str(file), *arguments)
+
+    def write(self, exporters: list[dict]) -> None:
+        """As a ConfigMap is changed: at once."""
+        new = self.file.with_suffix(".new")
+        new.write_text(yaml.safe_dump({"exporters": exporters}))
+        new.replace(self.file)
+
+    def __enter__(self):
+        self.agent.__enter__()
+        return self
+
+    def __exit__(self, *raised):
+        self.agent.__exit__(*raised)
+
+    def metrics(self) -> dict[str, float]:
+        text = self.agent.get("/metrics")[1]
+        return {name: float(value) for name, value in re.findall(r"^dinle_(\S+) (\S+)$", text, re.MULTILINE)}
+
+    def exporter(self, metric: str, name: str, **labels: str) -> float:
+        """One of its metrics; the sum of those that have these labels."""
+        wanted = [f'exporter="{name}"', *(f'{label}="{value}"' for label, value in labels.items())]
+        return sum(
+            value
+            for series, value in self.metrics().items()
+            if series.startswith(f"exporter_{metric}{{") and all(label in series for label in wanted)
+        )
+
+    def wait(self, condition, what: str):
+        try:
+            return node.wait_until(condition, PATIENCE_SECONDS, what)
+        except TimeoutError as problem:
+            found = "\n".join(f"{name} {value}" for name, value in self.metrics().items() if name.startswith("exporter"))
+            raise AssertionError(f"{problem}\n{found}\n{self.agent.log.read_text()[-4000:]}") from problem
+
+    def streams(self, v1, count: int):
+        """Waits until so many streams are there, and gives them by their users."""
+        with grpc.insecure_channel(self.agent.grpc) as channel:
+            observer = v1.ObserverStub(channel)
+
+            def look():
+                subscriptions = observer.GetStatus(v1.GetStatusRequest()).subscriptions
+                return len(subscriptions) == count and subscriptions
+
+            found = self.wait(look, f"{count} streams")
+        return {subscription.caller.user: subscription for subscription in found}
+
+    def attached(self, v1, count: int):
+        """The same, and until what they need is attached: then all that happens is heard."""
+        found = self.streams(v1, count)
+        with grpc.insecure_channel(self.agent.grpc) as channel:
+            # Whoever is told a plan knows that the kernel reports what was asked for before.
+            call = v1.ObserverStub(channel).Subscribe(v1.SubscribeRequest(kinds=[v1.KIND_EXIT]), timeout=PATIENCE_SECONDS)
+            assert next(call).HasField("plan")
+            call.cancel()
+        self.streams(v1, count)
+        return found
+
+
+@pytest.fixture
+def exporting(tmp_path):
+    """Starts an agent with exporters."""
+    started = []
+
+    def start(exporters: list[dict], *arguments: str) -> Exporting:
+        exporting = Exporting(tmp_path / "exporters.yaml", exporters, *arguments)
+        started.append(exporting)
+        return exporting.__enter__()
+
+    yield start
+    for exporting in started:
+        exporting.__exit__(None, None, None)
