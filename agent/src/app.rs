@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
@@ -33,7 +33,7 @@ use crate::{
     hub::Hub,
     kernel::{Kernel, Options},
     listen::{self, Listener},
-    metrics::{self, Alive, Health},
+    metrics::{self, Health, Watchdog},
     pipeline::{Pipeline, Stats},
     workload::{self, Index},
 };
@@ -192,12 +192,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             config.auth_audiences.clone(),
         )))),
     };
+    let watchdog = Arc::new(Watchdog::default());
+    let watching = tokio::spawn({
+        let (watchdog, stats, hub) = (watchdog.clone(), stats.clone(), hub.clone());
+        async move { watchdog.watch(stats, hub).await }
+    });
     let health = Health {
         hub: hub.clone(),
         index: index.clone(),
         stats,
         node: node.clone(),
-        alive: Arc::new(Alive::default()),
+        watchdog,
         tls,
         auth: auth.clone(),
         exporters: exporters.clone(),
@@ -283,7 +288,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         // They end by themselves soon after.
         _ = timeout(DRAIN, exporting).await;
     }
-    for task in [nudging, pods] {
+    for task in [nudging, pods, watching] {
         task.abort();
     }
     http_task.abort();
@@ -402,12 +407,24 @@ impl ReaderThread {
 
 impl Drop for ReaderThread {
     fn drop(&mut self) {
+        /// How long it may take. One that is stuck ends with the process.
+        const PATIENCE: Duration = Duration::from_secs(2);
+        const LOOK: Duration = Duration::from_millis(1);
         self.stop.store(true, Ordering::Relaxed);
         self.nudge.nudge();
-        if let Some(thread) = self.thread.take() {
-            // A panic was printed when it happened.
-            _ = thread.join();
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        let began = Instant::now();
+        while !thread.is_finished() {
+            if began.elapsed() >= PATIENCE {
+                tracing::error!("the reader stands still, and is not waited for");
+                return;
+            }
+            std::thread::sleep(LOOK);
         }
+        // A panic was printed when it happened.
+        _ = thread.join();
     }
 }
 

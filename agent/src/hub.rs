@@ -188,6 +188,7 @@ struct Inner {
     limits: Limits,
     refusals: Refusals,
     notes: ArcSwap<Vec<String>>,
+    alarm: ArcSwap<Option<String>>,
     /// Makes the reader look at commands and at the board.
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -212,6 +213,7 @@ impl Hub {
             limits,
             refusals: Refusals::default(),
             notes: ArcSwap::default(),
+            alarm: ArcSwap::default(),
             wake: Box::new(wake),
         }));
         let publisher = Publisher::new(hub.clone(), commands);
@@ -320,9 +322,15 @@ impl Hub {
         self.0.notes.store(Arc::new(notes));
     }
 
-    /// See [`Self::set_notes`].
+    /// What keeps everyone from hearing anything; told before the notes.
+    pub fn set_alarm(&self, alarm: Option<String>) {
+        self.0.alarm.store(Arc::new(alarm));
+    }
+
+    /// See [`Self::set_notes`] and [`Self::set_alarm`].
     pub fn notes(&self) -> Vec<String> {
-        self.0.notes.load().to_vec()
+        let (alarm, notes) = (self.0.alarm.load(), self.0.notes.load());
+        alarm.iter().chain(notes.iter()).cloned().collect()
     }
 
     /// Ends all streams, each with its final books.

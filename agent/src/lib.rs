@@ -1,6 +1,7 @@
 //! The agent and the command line of Dinle. `app` wires the rooms; `tests/rooms.rs` says who may know whom.
 
 pub mod api;
+pub mod apiserver;
 pub mod app;
 pub mod audit;
 pub mod auth;

@@ -2,14 +2,12 @@
 
 mod capacity;
 mod exporters;
+mod watchdog;
 
 use std::{
     fmt::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -53,6 +51,8 @@ use crate::{
     workload::Index,
 };
 
+pub use watchdog::Watchdog;
+
 /// Connections at a time. One more waits until another ends.
 const CONNECTIONS: usize = 64;
 /// How long a connection may be silent before a request.
@@ -61,9 +61,6 @@ const SILENCE: Duration = Duration::from_secs(10);
 const AGE: Duration = Duration::from_secs(300);
 /// How long to wait when no more files can be opened.
 const FULL: Duration = Duration::from_millis(100);
-
-/// A reader that made no round for so long is stuck: it looks at least every second.
-const STUCK: Duration = Duration::from_secs(10);
 
 /// What is shown.
 #[derive(Clone)]
@@ -76,48 +73,14 @@ pub struct Health {
     pub stats: Arc<Stats>,
     /// The kernel half.
     pub node: Arc<ArcSwap<Node>>,
-    /// When the reader was last seen alive.
-    pub alive: Arc<Alive>,
+    /// Whether the reader stands still.
+    pub watchdog: Arc<Watchdog>,
     /// Certificates, where clients speak TLS.
     pub tls: Option<Arc<listen::State>>,
     /// Who asks the API server for permissions, where callers must say who they are.
     pub auth: Option<Arc<Auth>>,
     /// What the agent itself exports, if it does.
     pub exporters: Option<Arc<Exporters>>,
-}
-
-/// Sees whether a counter moves.
-#[derive(Debug)]
-pub struct Alive {
-    began: Instant,
-    rounds: AtomicU64,
-    /// Milliseconds since `began` when `rounds` was seen to move.
-    moved_ms: AtomicU64,
-}
-
-impl Default for Alive {
-    fn default() -> Self {
-        Self {
-            began: Instant::now(),
-            rounds: AtomicU64::new(0),
-            moved_ms: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Alive {
-    /// How long the counter has stood still, as far as calls of this have seen. The first call sees it move.
-    fn idle(&self, rounds: u64) -> Duration {
-        self.idle_at(rounds, self.began.elapsed().as_millis() as u64)
-    }
-
-    /// The same at a time, in milliseconds since `began`.
-    fn idle_at(&self, rounds: u64, now: u64) -> Duration {
-        if self.rounds.swap(rounds, Ordering::Relaxed) != rounds {
-            self.moved_ms.store(now, Ordering::Relaxed);
-        }
-        Duration::from_millis(now.saturating_sub(self.moved_ms.load(Ordering::Relaxed)))
-    }
 }
 
 /// Serves the routes until it is dropped. Nobody is asked who they are: so there is little to take up.
@@ -163,35 +126,38 @@ fn router(health: Health) -> Router {
 
 /// Whether the agent does its work. Never depends on a subscriber or on the API server: a restart would mend neither.
 async fn healthz(State(health): State<Health>) -> impl IntoResponse {
-    let idle = health
-        .alive
-        .idle(health.stats.rounds.load(Ordering::Relaxed));
-    if idle < STUCK {
-        (StatusCode::OK, "ok\n".to_owned())
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("the reader has stood still for {} s\n", idle.as_secs()),
-        )
+    works(&health).map_or_else(unavailable, |()| ok())
+}
+
+/// Whether events would come, and carry the names of their pods.
+async fn readyz(State(health): State<Health>) -> impl IntoResponse {
+    let source = health.index.status();
+    let known = || match (source.synced, &*source.error) {
+        (true, _) => Ok(()),
+        (false, error) => {
+            let error = Some(error).filter(|error| !error.is_empty());
+            let error = error.unwrap_or("no answer yet");
+            Err(format!("pods are not known yet ({}: {error})", source.name))
+        }
+    };
+    works(&health)
+        .and_then(|()| known())
+        .map_or_else(unavailable, |()| ok())
+}
+
+fn works(health: &Health) -> Result<(), String> {
+    match health.watchdog.stuck() {
+        Some(time) => Err(watchdog::told(time)),
+        None => Ok(()),
     }
 }
 
-/// Whether events would carry the names of their pods.
-async fn readyz(State(health): State<Health>) -> impl IntoResponse {
-    let source = health.index.status();
-    if source.synced {
-        (StatusCode::OK, "ok\n".to_owned())
-    } else {
-        let error = if source.error.is_empty() {
-            "no answer yet"
-        } else {
-            &source.error
-        };
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("pods are not known yet ({}: {error})\n", source.name),
-        )
-    }
+fn ok() -> (StatusCode, String) {
+    (StatusCode::OK, "ok\n".to_owned())
+}
+
+fn unavailable(why: String) -> (StatusCode, String) {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"))
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
@@ -243,7 +209,7 @@ impl Collector for Metrics {
             tls,
             auth,
             exporters,
-            alive: _,
+            watchdog,
         }) = self;
         if let Some(exporters) = exporters {
             exporters::encode(exporters, &mut out)?;
@@ -319,6 +285,11 @@ impl Collector for Metrics {
             stats.undecodable.load(Ordering::Relaxed),
         )?;
         one(
+            "reader_rounds",
+            "Times that the reader looked for events, once a second at least",
+            stats.rounds.load(Ordering::Relaxed),
+        )?;
+        one(
             "tracker_records_lost",
             "Cgroups whose creation was not told; the tree was walked anew",
             stats.tracker_lost.load(Ordering::Relaxed),
@@ -355,6 +326,11 @@ impl Collector for Metrics {
                 tls.expires() as i64,
             )?;
         }
+        one(
+            "reader_stuck",
+            "1 while the reader stands still, and nobody is told of anything",
+            watchdog.stuck().is_some().into(),
+        )?;
         one(
             "subscriptions",
             "Streams that are open",
@@ -521,17 +497,6 @@ mod tests {
         net::TcpStream,
     };
 
-    #[test]
-    fn a_counter_that_moves_is_alive() {
-        let alive = Alive::default();
-        let idle = |rounds, seconds: u64| alive.idle_at(rounds, seconds * 1000).as_secs();
-        assert_eq!(idle(5, 100), 0, "the first look sees it move");
-        assert_eq!(idle(5, 109), 9);
-        assert_eq!(idle(6, 110), 0, "it moved");
-        assert_eq!(idle(6, 110 + STUCK.as_secs()), STUCK.as_secs());
-        assert!(alive.idle(7) < STUCK);
-    }
-
     #[tokio::test]
     async fn who_says_nothing_is_not_waited_for_and_keeps_nobody_out() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -542,7 +507,7 @@ mod tests {
             index: Index::new("n1"),
             stats: Arc::default(),
             node: Arc::default(),
-            alive: Arc::default(),
+            watchdog: Arc::default(),
             tls: None,
             auth: None,
             exporters: None,

@@ -12,7 +12,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Pure: bytes in, message out.
     ("event", &["dinle_ebpf", "dinle_proto", "zerocopy"]),
     // Who a cgroup is. Uses the contract's `Workload` itself, so that there is no second shape to keep in step.
-    ("workload", &["dinle_proto", "k8s_openapi", "kube", "tokio"]),
+    (
+        "workload",
+        &["apiserver", "dinle_proto", "k8s_openapi", "kube", "tokio"],
+    ),
+    // The way to the API server, for those who ask it.
+    ("apiserver", &["kube"]),
     ("filter", &["dinle_proto"]),
     // Who listens, and what they lost. Knows neither kernel nor gRPC.
     ("hub", &["dinle_proto", "filter", "tokio"]),
@@ -47,6 +52,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "auth",
         &[
+            "apiserver",
             "dinle_ebpf",
             "dinle_proto",
             "event",
@@ -134,6 +140,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// Everything that a room could reach for. `app` and `main` wire the rooms and may name all of it.
 const WATCHED: &[&str] = &[
     "api",
+    "apiserver",
     "app",
     "audit",
     "auth",

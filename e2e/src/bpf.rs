@@ -1,6 +1,10 @@
 //! What a process holds of the kernel's BPF, and whether it is still there.
 
-use std::{collections::BTreeSet, fs, io};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+};
 
 /// Kinds of objects that have ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,12 +67,13 @@ pub fn count(held: &Held, object: Object) -> usize {
 /// Those that the kernel still has. It frees them a little after their last descriptor.
 pub fn alive(held: &Held) -> Held {
     held.iter()
-        .filter(|(object, id)| is_alive(*object, *id))
+        .filter(|(object, id)| open(*object, *id).is_some())
         .copied()
         .collect()
 }
 
-fn is_alive(object: Object, id: u32) -> bool {
+/// A descriptor of an object; `None` if there is no such object.
+fn open(object: Object, id: u32) -> Option<OwnedFd> {
     /// `union bpf_attr` for these commands.
     #[repr(C)]
     struct Attr {
@@ -81,25 +86,107 @@ fn is_alive(object: Object, id: u32) -> bool {
         next_id: 0,
         open_flags: 0,
     };
-    // SAFETY: `attr` is what these commands read.
-    let fd = unsafe {
+    match bpf(object.fd_by_id(), &attr) {
+        // SAFETY: the kernel just gave it to us, and to nobody else.
+        Ok(fd) => Some(unsafe { OwnedFd::from_raw_fd(fd) }),
+        Err(error) => {
+            assert_eq!(
+                error.raw_os_error(),
+                Some(libc::ENOENT),
+                "{object:?} {id}: {error}"
+            );
+            None
+        }
+    }
+}
+
+/// bpf(2).
+fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<RawFd> {
+    // SAFETY: `attr` is what the command reads, and what it points to outlives the call.
+    let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            object.fd_by_id(),
-            &raw const attr,
-            size_of::<Attr>(),
+            command,
+            std::ptr::from_ref(attr),
+            size_of::<T>(),
         )
     };
-    if fd < 0 {
-        let error = io::Error::last_os_error();
-        assert_eq!(
-            error.raw_os_error(),
-            Some(libc::ENOENT),
-            "{object:?} {id}: {error}"
-        );
-        return false;
+    match result {
+        ..0 => Err(io::Error::last_os_error()),
+        result => Ok(result as RawFd),
     }
-    // SAFETY: the descriptor is ours, and used by nobody else.
-    unsafe { libc::close(fd as libc::c_int) };
-    true
+}
+
+/// How many entries a process's map of that name has, whose keys are of 8 bytes.
+///
+/// # Panics
+/// When the process has no such map.
+pub fn entries(pid: u32, name: &str) -> usize {
+    let held = held(pid);
+    let maps = held.iter().filter(|(object, _)| *object == Object::Map);
+    let map = maps
+        .filter_map(|&(object, id)| open(object, id))
+        .find(|map| self::name(map).is_some_and(|found| found == name));
+    let map = map.unwrap_or_else(|| panic!("process {pid} has no map {name}"));
+    keys(&map)
+}
+
+fn name(map: &OwnedFd) -> Option<String> {
+    /// BPF_OBJ_GET_INFO_BY_FD of include/uapi/linux/bpf.h.
+    const INFO_BY_FD: libc::c_long = 15;
+    /// The beginning of `struct bpf_map_info`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind_id_key_value_entries_flags: [u32; 6],
+        name: [u8; 16],
+    }
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let mut info = Info::default();
+    let attr = Attr {
+        fd: map.as_raw_fd() as u32,
+        len: size_of::<Info>() as u32,
+        info: &raw mut info as u64,
+    };
+    bpf(INFO_BY_FD, &attr).ok()?;
+    let Info {
+        kind_id_key_value_entries_flags: [_, _, key, ..],
+        name,
+    } = info;
+    let end = name.iter().position(|&byte| byte == 0)?;
+    (key == 8).then(|| String::from_utf8_lossy(&name[..end]).into_owned())
+}
+
+fn keys(map: &OwnedFd) -> usize {
+    /// BPF_MAP_GET_NEXT_KEY.
+    const NEXT_KEY: libc::c_long = 4;
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        unused: u32,
+        key: u64,
+        next: u64,
+    }
+    let (mut key, mut next) = (0_u64, 0_u64);
+    let mut count = 0;
+    loop {
+        let attr = Attr {
+            fd: map.as_raw_fd() as u32,
+            unused: 0,
+            // Before the first there is none.
+            key: if count == 0 { 0 } else { &raw mut key as u64 },
+            next: &raw mut next as u64,
+        };
+        match bpf(NEXT_KEY, &attr) {
+            Ok(_) => count += 1,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return count,
+            Err(error) => panic!("the keys of a map: {error}"),
+        }
+        key = next;
+    }
 }

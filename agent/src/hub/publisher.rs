@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes};
 use dinle_proto::v1::{self, EndReason};
 use prost::{Message as _, encoding};
 use tokio::sync::oneshot;
@@ -71,23 +71,53 @@ struct Voice {
 }
 
 struct Batch {
-    bytes: BytesMut,
+    /// [`HEAD`] bytes, and the events.
+    bytes: Vec<u8>,
     first_sequence: u64,
     counts: [u32; KINDS],
     events: u64,
 }
 
 impl Batch {
-    /// An empty one with room for so many bytes.
-    fn new(room: usize) -> Self {
-        let mut bytes = BytesMut::with_capacity(HEAD + room);
-        bytes.put_bytes(0, HEAD);
+    /// An empty one.
+    fn new() -> Self {
         Self {
-            bytes,
+            bytes: vec![0; HEAD],
             first_sequence: 0,
             counts: [0; KINDS],
             events: 0,
         }
+    }
+
+    /// Its events as a SubscribeResponse.
+    fn message(&mut self) -> &[u8] {
+        /// `EventBatch batch = 2` of SubscribeResponse.
+        const BATCH: u32 = 2;
+        /// `uint64 first_sequence = 1` of EventBatch.
+        const FIRST_SEQUENCE: u32 = 1;
+        let Self {
+            bytes,
+            first_sequence,
+            ..
+        } = self;
+        let mut first = Vec::with_capacity(HEAD);
+        encoding::uint64::encode(FIRST_SEQUENCE, first_sequence, &mut first);
+        let mut head = Vec::with_capacity(HEAD);
+        encoding::encode_key(BATCH, encoding::WireType::LengthDelimited, &mut head);
+        encoding::encode_varint((first.len() + bytes.len() - HEAD) as u64, &mut head);
+        head.extend_from_slice(&first);
+        let start = HEAD - head.len();
+        bytes[start..HEAD].copy_from_slice(&head);
+        &bytes[start..]
+    }
+
+    /// Empties it. What it has room for it keeps while there is as much to tell.
+    fn clear(&mut self) {
+        let used = self.bytes.len();
+        self.bytes.truncate(HEAD);
+        self.bytes.shrink_to(2 * used);
+        self.counts = [0; KINDS];
+        self.events = 0;
     }
 }
 
@@ -122,7 +152,7 @@ impl Publisher {
                 Some(voice) if voice.listener.id == listener.id => voice,
                 _ => Box::new(Voice {
                     listener: listener.clone(),
-                    batch: Batch::new(0),
+                    batch: Batch::new(),
                     next_sequence: 1,
                     remaining: listener.request.max_events,
                     bucket: listener.request.max_events_per_second.map(Bucket::new),
@@ -433,7 +463,7 @@ impl Voice {
         batch.bytes.put_slice(event);
         batch.bytes.put_slice(name);
         let whole = remaining.is_some_and(|remaining| batch.events >= remaining);
-        if whole || batch.bytes.len() >= BATCH_BYTES {
+        if whole || batch.bytes.len() >= listener.queue.part(BATCH_BYTES) {
             self.flush(hub);
         }
     }
@@ -515,35 +545,32 @@ impl Voice {
         if self.batch.events == 0 {
             return;
         }
-        // The next one will be of about this size. Not more: what is small in the queue should be small in memory.
-        let room = self.batch.bytes.len() + self.batch.bytes.len() / 8;
-        let Batch {
-            bytes,
-            first_sequence,
-            counts,
-            events,
-        } = std::mem::replace(&mut self.batch, Batch::new(room));
         let Self {
             listener,
+            batch,
             remaining,
             done,
             ..
         } = self;
+        let &mut Batch {
+            first_sequence,
+            events,
+            ..
+        } = batch;
         let last_sequence = first_sequence + events - 1;
         let counts: Vec<(v1::Kind, u64)> = listener
             .request
             .kinds
             .iter()
-            .map(|kind| (kind, u64::from(counts[kind as usize % KINDS])))
+            .map(|kind| (kind, u64::from(batch.counts[kind as usize % KINDS])))
             .filter(|&(_, count)| count > 0)
             .collect();
         for &(kind, count) in &counts {
             listener.books.matched(kind, count);
         }
-        match listener
-            .queue
-            .push(with_head(bytes, first_sequence), counts)
-        {
+        let pushed = listener.queue.push(batch.message(), counts);
+        batch.clear();
+        match pushed {
             Ok(()) => {
                 if let Some(remaining) = remaining {
                     *remaining = remaining.saturating_sub(events);
@@ -560,23 +587,6 @@ impl Voice {
             }
         }
     }
-}
-
-/// Makes a SubscribeResponse of a batch's events, which have [`HEAD`] bytes of room before them.
-fn with_head(mut bytes: BytesMut, first_sequence: u64) -> Bytes {
-    /// `EventBatch batch = 2` of SubscribeResponse.
-    const BATCH: u32 = 2;
-    /// `uint64 first_sequence = 1` of EventBatch.
-    const FIRST_SEQUENCE: u32 = 1;
-    let mut first = Vec::with_capacity(HEAD);
-    encoding::uint64::encode(FIRST_SEQUENCE, &first_sequence, &mut first);
-    let mut head = Vec::with_capacity(HEAD);
-    encoding::encode_key(BATCH, encoding::WireType::LengthDelimited, &mut head);
-    encoding::encode_varint((first.len() + bytes.len() - HEAD) as u64, &mut head);
-    head.extend_from_slice(&first);
-    let start = HEAD - head.len();
-    bytes[start..HEAD].copy_from_slice(&head);
-    bytes.freeze().slice(start..)
 }
 
 /// An Event's field `workload`, encoded once for each workload and put behind each of its events.
@@ -633,11 +643,16 @@ fn update(workload: &v1::Workload) -> v1::subscribe_response::Message {
 }
 
 impl super::subscription::Queue {
-    fn push(&self, bytes: Bytes, counts: Vec<(v1::Kind, u64)>) -> Result<(), Vec<(v1::Kind, u64)>> {
-        let size = bytes.len() as u64;
-        if !self.reserve(size) {
+    /// What waits takes as much memory as is said, and no more: it is copied once there is room for it.
+    fn push(
+        &self,
+        message: &[u8],
+        counts: Vec<(v1::Kind, u64)>,
+    ) -> Result<(), Vec<(v1::Kind, u64)>> {
+        if !self.reserve(message.len() as u64) {
             return Err(counts);
         }
+        let bytes = Bytes::copy_from_slice(message);
         self.send(Item::Batch { bytes, counts });
         Ok(())
     }

@@ -82,6 +82,13 @@ impl Queue {
         self.reserve(size)
     }
 
+    /// How large a batch may get, of `most`: several of them fit, however small the queue is. One as large as all of it would
+    /// never find room.
+    pub(super) fn part(&self, most: usize) -> usize {
+        const PARTS: u64 = 4;
+        usize::try_from(self.limit / PARTS).map_or(most, |part| part.min(most))
+    }
+
     #[cfg(test)]
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)

@@ -655,3 +655,29 @@ async fn without_a_reader_nobody_waits_for_ever() {
     let synced = tokio::time::timeout(Duration::from_secs(5), hub.sync()).await;
     assert_eq!(synced, Ok(false));
 }
+
+#[tokio::test]
+async fn a_small_queue_takes_a_part_of_a_flood() {
+    const EVENTS: usize = 5000;
+    let (hub, mut publisher) = hub();
+    let asked = v1::SubscribeRequest {
+        queue_bytes: 64 << 10,
+        resume_window: Some(prost_types::Duration {
+            seconds: 9,
+            nanos: 0,
+        }),
+        ..request(&[v1::Kind::Exec])
+    };
+    let mut subscription = subscribe(&hub, asked);
+    publisher.refresh();
+    let web = pod(7, "web");
+    // More than a batch holds, and more than there is room for, before anybody looks.
+    for _ in 0..EVENTS {
+        publish(&mut publisher, &web, "a");
+    }
+    publisher.flush();
+    let books = final_books(&rest(&mut publisher, &mut subscription).await);
+    assert_eq!(books.matched, EVENTS as u64);
+    assert!(books.delivered > 0, "{books:?}");
+    assert_eq!(books.delivered + books.lost[0].count, books.matched);
+}

@@ -1,6 +1,6 @@
 //! Maps that the agent writes and reads: scope, and counters.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use aya::{
     Ebpf, Pod,
@@ -45,6 +45,8 @@ pub struct Wanted {
 /// Which cgroups the kernel reports on, and what of them.
 pub struct Scope {
     map: BpfHashMap<MapData, u64, ScopePod>,
+    /// What this has put in, and not taken out.
+    put: HashSet<u64>,
     watched: usize,
 }
 
@@ -69,19 +71,30 @@ impl Scope {
         let name = "SCOPE";
         let map = BpfHashMap::try_from(take_map(ebpf, name)?)
             .map_err(|error| LoadError::Map { name, error })?;
-        Ok(Self { map, watched: 0 })
+        Ok(Self {
+            map,
+            put: HashSet::new(),
+            watched: 0,
+        })
     }
 
     /// Makes the kernel report on the cgroups of `live` that are wanted, and not on the others of `live`. Cgroups that are not in
     /// the list are left alone: they may be new, and have inherited what is wanted of them. Parents must come before their
     /// children, so that a child that is made meanwhile inherits what its parent has now.
     pub fn apply(&mut self, live: &[Wanted]) -> Result<(), ScopeError> {
-        let Self { map, watched } = self;
+        let Self { map, put, watched } = self;
         let present: HashMap<u64, ScopeEntry> = map
             .iter()
             .filter_map(Result::ok)
             .map(|(id, ScopePod(entry))| (id, entry))
             .collect();
+        // The kernel forgets a cgroup when that is released. One that is put in while the news of it is on its way would stay for ever.
+        let there: HashSet<u64> = live.iter().map(|one| one.cgroup_id).collect();
+        for cgroup_id in put.extract_if(|cgroup_id| !there.contains(cgroup_id)) {
+            if present.contains_key(&cgroup_id) {
+                remove(map, cgroup_id)?;
+            }
+        }
         // Room is made before it is used.
         for Wanted { cgroup_id, .. } in live
             .iter()
@@ -104,7 +117,7 @@ impl Scope {
             };
             if present.get(&cgroup_id) != Some(&entry) {
                 match map.insert(cgroup_id, ScopePod(entry), 0) {
-                    Ok(()) => {}
+                    Ok(()) => _ = put.insert(cgroup_id),
                     Err(MapError::SyscallError(error))
                         if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
                     {

@@ -1,16 +1,16 @@
 //! Pods from the API server: one watch on the pods of this node.
 
-use std::error::Error;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1 as k8s;
 use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use tokio::time::{sleep, timeout};
 
 use super::Index;
 use super::pod::Pod;
+use crate::apiserver;
 
 #[cfg(test)]
 mod tests;
@@ -37,7 +37,7 @@ const GONE: u16 = 410;
 pub(super) async fn run(index: &Index, node: &str) {
     let mut backoff = DefaultBackoff::default();
     loop {
-        match connect().await {
+        match apiserver::connect(READ_TIMEOUT).await {
             Ok(client) => return follow(client, index, node).await,
             Err(error) => index.source_failed(&format!(
                 "find the API server: {error}; run in a pod with a service account, \
@@ -46,18 +46,6 @@ pub(super) async fn run(index: &Index, node: &str) {
         }
         sleep(backoff.next().unwrap_or(MAX_BACKOFF)).await;
     }
-}
-
-async fn connect() -> Result<Client, Box<dyn Error + Send + Sync>> {
-    // A stray kubeconfig in the image must not win over the pod's own service account.
-    let mut config = if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
-        Config::incluster()?
-    } else {
-        Config::infer().await?
-    };
-    config.read_timeout = Some(READ_TIMEOUT);
-    config.reset_reader_on_write = true;
-    Ok(Client::try_from(config)?)
 }
 
 /// Follows the pods of the node, for ever. Errors are kept for [`Index::status`] and tried again, with growing delays.
@@ -79,7 +67,7 @@ pub async fn follow(client: Client, index: &Index, node: &str) {
     loop {
         let fault = match timeout(progress.patience(), events.next()).await {
             Ok(Some(Ok(event))) => {
-                progress = progress.after(event, index);
+                progress = progress.after(event, index, node);
                 continue;
             }
             Ok(Some(Err(error))) => Fault::from(error),
@@ -130,14 +118,16 @@ impl Progress {
         }
     }
 
-    fn after(mut self, event: Event<k8s::Pod>, index: &Index) -> Self {
+    fn after(mut self, event: Event<k8s::Pod>, index: &Index, node: &str) -> Self {
+        // Only such were asked for. One of another node would be counted here, and its address named.
+        let ours = |pod: &Pod| pod.node.as_deref().is_none_or(|of| of == node);
         match event {
             // Nothing was heard of the API server yet.
             Event::Init => return Self::Listing(Vec::new()),
             Event::InitApply(pod) => {
                 if let Self::Listing(pods) = &mut self {
                     // At once: the slim pod is a small part of what the API server sends.
-                    pods.extend(Pod::from_api(pod));
+                    pods.extend(Pod::from_api(pod).filter(ours));
                 }
                 return self;
             }
@@ -147,7 +137,7 @@ impl Progress {
                 }
             }
             Event::Apply(pod) => {
-                if let Some(pod) = Pod::from_api(pod) {
+                if let Some(pod) = Pod::from_api(pod).filter(ours) {
                     index.pod_applied(pod);
                 }
             }

@@ -9,6 +9,7 @@ use http::{Request, Response};
 use kube::client::Body as RequestBody;
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tower::ServiceExt as _;
 use tower_test::mock::{Handle, SendResponse, pair};
 
 use super::*;
@@ -45,7 +46,10 @@ impl Server {
         }
         tokio::spawn({
             let index = index.clone();
-            async move { follow(Client::new(service, "default"), &index, "n1").await }
+            async move {
+                let service = service.map_response(apiserver::bounded);
+                follow(Client::new(service, "default"), &index, "n1").await
+            }
         });
         Self { handle, index }
     }
@@ -394,4 +398,185 @@ async fn a_line_of_garbage_lists_again() {
     server.until(|server| server.pod(OTHER) == "web-1").await;
     assert_eq!(server.index.status().pods, 2);
     assert_eq!(server.error(), "");
+}
+
+const HTML: &str = "<!DOCTYPE html><html><body>502 Bad Gateway</body></html>";
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_none_is_asked_for_again() {
+    let mut server = Server::start();
+    let whole = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "5"}, "items": [pod(UID, "web-0")]}).to_string();
+    let (cut, _) = whole.split_at(whole.len() / 2);
+    let typeless = r#"{"items": {"kind": "Pod"}}"#;
+    for (code, body) in [
+        (200, cut),
+        (200, HTML),
+        (200, ""),
+        (200, "[]"),
+        (200, typeless),
+    ] {
+        server.list().await.text(code, body.to_owned());
+        server.until_error("watch the pods").await;
+        assert!(!server.index.status().synced, "{body}");
+        assert_eq!(server.pod(POD), "", "{body}");
+    }
+    // A proxy that is too busy speaks no JSON.
+    let response = Response::builder()
+        .status(429)
+        .header("Retry-After", "1")
+        .header("Content-Type", "text/html")
+        .body(Body::from(HTML));
+    server
+        .list()
+        .await
+        .answer
+        .send_response(response.expect("a response"));
+    server.until_error("watch the pods").await;
+    server.synced(5).await;
+    assert_eq!(server.error(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_end_is_given_up() {
+    let mut server = Server::start();
+    let endless = || {
+        let chunk = "x".repeat(1 << 20);
+        Body::from_stream(futures::stream::repeat_with(move || {
+            Ok::<_, io::Error>(chunk.clone())
+        }))
+    };
+    server.list().await.text(200, endless());
+    server.until_error("length limit exceeded").await;
+    let watch = server.synced(5).await;
+    drop(watch);
+    server.watch(5).await.text(200, endless());
+    server.until_error("length limit exceeded").await;
+    assert_eq!(server.pod(POD), "web-0", "still resolved");
+    let watch = server.watch(5).await.open();
+    watch.event("ADDED", 6, pod(OTHER_UID, "web-1"));
+    server.until(|server| server.pod(OTHER) == "web-1").await;
+    assert_eq!(server.error(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_refused_says_why_and_is_tried_again() {
+    let mut server = Server::start();
+    drop(server.synced(5).await);
+    let answers = [
+        (401, "Unauthorized", "is the token"),
+        (403, "Forbidden", "`list` and `watch` on pods"),
+        (404, "NotFound", "not found"),
+        (500, "InternalError", "etcd"),
+        (503, "ServiceUnavailable", "not ready"),
+    ];
+    for (code, reason, says) in answers {
+        let message = format!("pods: {says}");
+        server
+            .watch(5)
+            .await
+            .json(code, &failure(code, reason, &message));
+        server.until_error(says).await;
+        assert_eq!(server.pod(POD), "web-0", "still resolved");
+    }
+    let watch = server.watch(5).await.open();
+    watch.event("ADDED", 6, pod(OTHER_UID, "web-1"));
+    server.until(|server| server.pod(OTHER) == "web-1").await;
+    assert_eq!(server.error(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_answered_with_a_page_lists_again() {
+    let mut server = Server::start();
+    drop(server.synced(5).await);
+    server.watch(5).await.text(200, HTML);
+    server.until_error("watch stream failed").await;
+    server.list().await.pods(8, &[pod(OTHER_UID, "web-1")]);
+    server.watch(8).await.open();
+    server.until(|server| server.pod(OTHER) == "web-1").await;
+    assert_eq!(server.index.status().pods, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_within_a_watch_is_told_and_the_watch_goes_on() {
+    let mut server = Server::start();
+    let watch = server.synced(5).await;
+    let broken = failure(500, "InternalError", "the cache is not ready");
+    watch.line(&json!({"type": "ERROR", "object": broken}).to_string());
+    server.until_error("the cache is not ready").await;
+    drop(watch);
+    let watch = server.watch(5).await.open();
+    watch.event("ADDED", 6, pod(OTHER_UID, "web-1"));
+    server.until(|server| server.pod(OTHER) == "web-1").await;
+    assert_eq!(server.index.status().pods, 2);
+    assert_eq!(server.error(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_told_twice_or_out_of_order_does_no_harm() {
+    let mut server = Server::start();
+    let watch = server.synced(50).await;
+    for version in [51, 51, 52] {
+        watch.event("ADDED", version, pod(OTHER_UID, "web-1"));
+        watch.event("MODIFIED", version, pod(UID, "web-0"));
+    }
+    server.until(|server| server.pod(OTHER) == "web-1").await;
+    assert_eq!(server.index.status().pods, 2);
+    for version in [53, 53] {
+        watch.event("DELETED", version, pod(OTHER_UID, "web-1"));
+    }
+    // A pod that nobody told of, and a version that goes back, as after etcd was restored.
+    watch.event(
+        "DELETED",
+        7,
+        pod("00000000-0000-4000-8000-000000000000", "web-9"),
+    );
+    server.until(|server| server.index.status().pods == 1).await;
+    assert_eq!(server.pod(OTHER), "web-1", "a name is never taken back");
+    drop(watch);
+    // The API server knows best which version it can go on from.
+    let gone = failure(410, "Expired", "too large resource version");
+    server.watch(7).await.json(410, &gone);
+    server.list().await.pods(3, &[pod(OTHER_UID, "web-1")]);
+    server.watch(3).await.open();
+    server.until(|server| server.index.status().pods == 1).await;
+    assert_eq!(server.pod_after_grace(UID), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_of_bookmarks_alone_is_a_watch() {
+    let mut server = Server::start();
+    let watch = server.synced(5).await;
+    for version in 6..10 {
+        watch.line(&format!(r#"{{"type": "BOOKMARK", "object": {{"kind": "Pod", "apiVersion": "v1", "metadata": {{"resourceVersion": "{version}"}}}}}}"#));
+    }
+    drop(watch);
+    let _watch = server.watch(9).await.open();
+    assert_eq!(
+        (server.error(), server.index.status().pods),
+        (String::new(), 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_of_other_nodes_are_passed_over() {
+    let mut server = Server::start();
+    let elsewhere = |uid, name| {
+        let mut pod = pod(uid, name);
+        pod["spec"]["nodeName"] = "n2".into();
+        pod["status"]["podIPs"] = json!([{"ip": "10.9.9.9"}]);
+        pod
+    };
+    let pods = [pod(UID, "web-0"), elsewhere(OTHER_UID, "web-1")];
+    server.list().await.pods(5, &pods);
+    let watch = server.watch(5).await.open();
+    server.until(|server| server.pod(POD) == "web-0").await;
+    watch.event("ADDED", 6, elsewhere(OTHER_UID, "web-1"));
+    watch.event("MODIFIED", 7, pod(UID, "web-0-again"));
+    server
+        .until(|server| server.pod(POD) == "web-0-again")
+        .await;
+    assert_eq!(server.index.status().pods, 1);
+    assert_eq!(server.pod(OTHER), "");
+    let address = "10.9.9.9".parse().expect("an address");
+    assert_eq!(server.index.pod_of_address(address), None);
 }
