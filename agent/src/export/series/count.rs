@@ -7,8 +7,10 @@ use std::{
 
 use dinle_proto::v1::{self, event::Detail};
 
-use super::{BUCKETS, Exemplar, Family, HOST, Inner, Of, Point, UNKNOWN, Values, sessions::News};
-use crate::{errno, export::config::SeriesSink};
+use super::{
+    BUCKETS, Exemplar, Family, HOST, Inner, Of, Point, SeriesSink, UNKNOWN, Values, sessions::News,
+};
+use crate::errno;
 
 /// Who did it: `namespace/pod`, or `/(host)`.
 fn pod(event: &v1::Event) -> String {
