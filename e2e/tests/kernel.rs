@@ -7,6 +7,8 @@
 
 #[path = "kernel/block.rs"]
 mod block;
+#[path = "kernel/clock.rs"]
+mod clock;
 #[path = "kernel/drop.rs"]
 mod drop;
 #[path = "kernel/exec.rs"]
