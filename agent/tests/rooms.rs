@@ -72,6 +72,8 @@ const ROOMS: &[(&str, &[&str])] = &[
         "export",
         &[
             "audit",
+            // A module of its own has that name.
+            "config",
             "control",
             "dinle_proto",
             "errno",

@@ -252,6 +252,26 @@ impl Agent {
         bpf::count(&self.held(), bpf::Object::Link)
     }
 
+    /// Its threads, with their names.
+    pub fn threads(&self) -> Vec<(libc::pid_t, String)> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads");
+        let named = tasks.flatten().filter_map(|task| {
+            // One that ended meanwhile has no name.
+            let name = fs::read_to_string(task.path().join("comm")).ok()?;
+            let id = task.file_name().to_str()?.parse().ok()?;
+            Some((id, name.trim_end().to_owned()))
+        });
+        named.collect()
+    }
+
+    /// Makes all its threads as nice as that, from 0 to 19.
+    pub fn lower_priority(&self, nice: i32) {
+        for (thread, _) in self.threads() {
+            // SAFETY: has no preconditions. The thread is of our child, which was not waited for.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, thread as libc::id_t, nice) };
+        }
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: i32) {
         assert!(self.ended.is_none(), "the agent has ended");

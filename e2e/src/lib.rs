@@ -7,6 +7,7 @@ pub mod act;
 pub mod agent;
 pub mod bpf;
 pub mod cgroup;
+pub mod disk;
 pub mod patience;
 pub mod pods;
 pub mod stream;

@@ -24,13 +24,21 @@ pub fn patience() -> Duration {
 ///
 /// # Panics
 /// When it does not within [`patience`].
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + patience();
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    after(Duration::ZERO, what, condition);
+}
+
+/// The same of what happens only once a time is over that somebody else keeps.
+///
+/// # Panics
+/// When it does not within that time and [`patience`].
+pub fn after(time: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let patience = time + patience();
+    let deadline = Instant::now() + patience;
     while !condition() {
         assert!(
             Instant::now() < deadline,
-            "did not happen within {:?}: {what}",
-            patience()
+            "did not happen within {patience:?}: {what}"
         );
         sleep(LOOK);
     }

@@ -28,10 +28,14 @@ pub struct Stream {
     pub updates: Vec<(usize, v1::Workload)>,
     /// The latest books.
     pub books: Vec<KindBooks>,
+    /// What the latest heartbeat said that the agent cannot hear.
+    pub notes: Vec<String>,
     /// When the latest heartbeat was made, in seconds and nanoseconds.
     pub heard: Option<(i64, i32)>,
     /// Why it ended.
     pub end: Option<EndReason>,
+    /// Messages that came, the plan included.
+    pub received: u64,
     /// Sequence numbers that were left out between batches.
     pub skipped: u64,
     next_sequence: u64,
@@ -83,8 +87,10 @@ impl Stream {
             losses: Vec::new(),
             updates: Vec::new(),
             books: Vec::new(),
+            notes: Vec::new(),
             heard: None,
             end: None,
+            received: 1,
             skipped: 0,
             next_sequence: 1,
         })
@@ -158,6 +164,7 @@ impl Stream {
         let message = message.unwrap_or_else(|status| panic!("{what}: {status}"));
         let Some(message) = message else { return false };
         assert_eq!(self.end, None, "nothing comes after the end");
+        self.received += 1;
         match message.message.expect("one of the messages") {
             Message::Plan(_) => panic!("a plan comes only once"),
             Message::Batch(v1::EventBatch {
@@ -187,6 +194,7 @@ impl Stream {
                     self.end = Some(heartbeat.end());
                 }
                 self.books = heartbeat.books;
+                self.notes = heartbeat.notes;
                 self.check_books();
             }
         }
@@ -194,6 +202,10 @@ impl Stream {
     }
 
     fn check_books(&self) {
+        // One that was resumed is told of what came before, too.
+        if self.plan.resumed {
+            return;
+        }
         for books in &self.books {
             let KindBooks {
                 matched,

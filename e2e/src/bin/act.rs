@@ -6,6 +6,8 @@ mod block;
 mod drop_packets;
 #[path = "act/file.rs"]
 mod file;
+#[path = "act/fire.rs"]
+mod fire;
 #[path = "act/tcp.rs"]
 mod tcp;
 
@@ -44,6 +46,7 @@ const USAGE: &str = "act COMMAND
   copy FROM TO                      copy a file
   block PATH HOW [OPERATION TIMES BYTES]…  input and output of a disk, and end with its error number; see act/block.rs
   file OPERATION ARG…               one system call on files, and end with its error number; see act/file.rs
+  fire …                            much of everything, counted; see act/fire.rs
   bind FROM TO PROGRAM [ARG…]       execute that in a mount namespace in which FROM is also at TO
   overlay LOWER UPPER WORK MERGED PROGRAM [ARG…]  execute that in a mount namespace in which MERGED is an overlay
   orphan                            run a process that ends before the one that it runs; that one then runs `act exit 0`
@@ -106,6 +109,7 @@ fn main() -> ExitCode {
             .and_then(|_| run(program)),
         ("block", words) => block::run(words),
         ("file", words) => file::run(words),
+        ("fire", words) => fire::run(words),
         ("bind", [from, to, program @ ..]) => file::bind(from, to).and_then(|()| execute(program)),
         ("overlay", [lower, upper, work, merged, program @ ..]) => {
             file::overlay(lower, upper, work, merged).and_then(|()| execute(program))

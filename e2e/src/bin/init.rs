@@ -31,6 +31,7 @@ const PATIENCE: &str = "5";
 const KERNEL: &str = "kernel";
 const DEPENDS_ON_THE_KERNEL: &[&str] = &[
     "block::",
+    "clock::",
     "exec::",
     "exit::",
     "file::",
@@ -82,6 +83,8 @@ fn main() {
                     .env("RUST_BACKTRACE", "1")
                     .env("DINLE_BIN", AGENT)
                     .env("DINLE_ACT", ACT)
+                    // Nobody else goes by it.
+                    .env("DINLE_SET_CLOCK", "1")
                     .env("DINLE_PATIENCE", PATIENCE))
             });
         }

@@ -2,9 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File, OpenOptions},
-    io,
-    os::fd::{AsRawFd as _, RawFd},
+    fs::{self, File},
     path::PathBuf,
     process::Stdio,
     time::Duration,
@@ -12,8 +10,8 @@ use std::{
 
 use dinle_e2e::{
     act::act,
-    agent::temporary,
     cgroup::{self, Cgroup},
+    disk::Loop,
     patience::eventually,
     stream::{Book, Stream},
 };
@@ -22,7 +20,6 @@ use dinle_proto::v1::{
     Attribution, BlockIo, BlockLatency, BlockOperation, EndReason, Event, Filter, HostProcesses,
     Kind, LossStage, Selector, SubscribeRequest, event::Detail,
 };
-use tempfile::TempDir;
 
 use crate::{Lab, shop, span};
 
@@ -35,16 +32,6 @@ struct Disk {
     name: String,
     own: Option<Loop>,
 }
-
-/// It goes by itself when the last one closes it.
-struct Loop {
-    _device: File,
-    backing: File,
-    _dir: TempDir,
-}
-
-/// Bytes of a disk of the test's own.
-const DISK_BYTES: u64 = 16 << 20;
 
 impl Disk {
     /// `None` if this machine has none; then it says why.
@@ -63,83 +50,15 @@ impl Disk {
 
     /// A loop device.
     fn own() -> Option<Self> {
-        match Self::attach() {
-            Ok(disk) => Some(disk),
+        match Loop::attach(SECTOR as u32) {
+            Ok(own) => Some(Self {
+                path: own.path.clone(),
+                name: own.name.clone(),
+                own: Some(own),
+            }),
             Err(error) => {
                 eprintln!("not tested: there is no disk to test with (loop devices: {error})");
                 None
-            }
-        }
-    }
-
-    fn attach() -> io::Result<Self> {
-        // include/uapi/linux/loop.h
-        const LOOP_CONFIGURE: libc::c_ulong = 0x4c0a;
-        const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
-        const LO_FLAGS_AUTOCLEAR: u32 = 4;
-        const LO_NAME_SIZE: usize = 64;
-        #[repr(C)]
-        struct Info {
-            device_inode_rdevice_offset_sizelimit: [u64; 5],
-            number_encryption: [u32; 3],
-            flags: u32,
-            names: [[u8; LO_NAME_SIZE]; 2],
-            key: [u8; 32],
-            init: [u64; 2],
-        }
-        #[repr(C)]
-        struct Config {
-            fd: u32,
-            block_size: u32,
-            info: Info,
-            reserved: [u64; 8],
-        }
-        let ioctl = |fd: RawFd, request: libc::c_ulong, config: *const Config| {
-            // SAFETY: the first request takes no argument, the other one reads a `Config`.
-            match unsafe { libc::ioctl(fd, request as _, config) } {
-                ..0 => Err(io::Error::last_os_error()),
-                done => Ok(done),
-            }
-        };
-        let dir = temporary();
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        let backing = options.clone().create(true).open(dir.path().join("disk"))?;
-        backing.set_len(DISK_BYTES)?;
-        let control = options.open("/dev/loop-control")?;
-        loop {
-            let number = ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE, std::ptr::null())?;
-            let name = format!("loop{number}");
-            let path = PathBuf::from("/dev").join(&name);
-            let device = options.open(&path)?;
-            let config = Config {
-                fd: backing.as_raw_fd() as u32,
-                block_size: SECTOR as u32,
-                info: Info {
-                    device_inode_rdevice_offset_sizelimit: [0; 5],
-                    number_encryption: [0; 3],
-                    flags: LO_FLAGS_AUTOCLEAR,
-                    names: [[0; LO_NAME_SIZE]; 2],
-                    key: [0; 32],
-                    init: [0; 2],
-                },
-                reserved: [0; 8],
-            };
-            match ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) {
-                Ok(_) => {
-                    return Ok(Self {
-                        path,
-                        name,
-                        own: Some(Loop {
-                            _device: device,
-                            backing,
-                            _dir: dir,
-                        }),
-                    });
-                }
-                // Somebody else was faster.
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-                Err(error) => return Err(error),
             }
         }
     }

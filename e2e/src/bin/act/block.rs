@@ -114,6 +114,29 @@ fn operation(file: &File, name: &str, memory: &Aligned, bytes: usize, at: u64) -
     }
 }
 
+/// A disk of which one sector after the other is read.
+pub(crate) struct Sectors {
+    file: File,
+    memory: Aligned,
+}
+
+impl Sectors {
+    /// What a disk reads at the least, in bytes.
+    const BYTES: usize = 512;
+
+    pub(crate) fn open(disk: &OsStr) -> io::Result<Self> {
+        Ok(Self {
+            file: open(disk, OsStr::new("direct"))?,
+            memory: Aligned::new(Self::BYTES)?,
+        })
+    }
+
+    /// One request.
+    pub(crate) fn read(&self) -> io::Result<()> {
+        operation(&self.file, "read", &self.memory, Self::BYTES, 0)
+    }
+}
+
 fn roam(dir: &Path, times: u32, disk: &OsStr, bytes: usize) -> io::Result<()> {
     let file = open(disk, OsStr::new("direct"))?;
     let memory = Aligned::new(bytes)?;

@@ -84,16 +84,19 @@ fn end(mut stream: TcpStream, how: How) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
             Err(error) => return Err(error),
         },
-        How::Reset => {
-            let linger = libc::linger {
-                l_onoff: 1,
-                l_linger: 0,
-            };
-            option(&stream, libc::SOL_SOCKET, libc::SO_LINGER, &linger)?;
-        }
+        How::Reset => reset_on_close(&stream)?,
         How::Hold => _ = io::stdin().read_to_end(&mut Vec::new())?,
     }
     Ok(())
+}
+
+/// Closing it sends a RST.
+pub(super) fn reset_on_close(stream: &TcpStream) -> io::Result<()> {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    option(stream, libc::SOL_SOCKET, libc::SO_LINGER, &linger)
 }
 
 fn option<T>(
@@ -161,7 +164,7 @@ fn connect(
 }
 
 /// The connect must fail so.
-fn fails(connect: io::Result<TcpStream>, errno: i32) -> io::Result<()> {
+pub(super) fn fails(connect: io::Result<TcpStream>, errno: i32) -> io::Result<()> {
     match connect {
         Err(error) if error.raw_os_error() == Some(errno) => Ok(()),
         Err(error) => Err(error),
@@ -190,7 +193,7 @@ fn in_address(address: Ipv4Addr) -> libc::sockaddr {
 }
 
 /// Sends what is for [`NOBODY`] out of the loopback, where it comes in again and is dropped: it is for nobody here.
-fn swallow() -> io::Result<()> {
+pub(super) fn swallow() -> io::Result<()> {
     new_network()?;
     let mut name = *b"lo\0";
     // SAFETY: zeros are a valid `rtentry`: numbers, and pointers that are null.
@@ -250,6 +253,17 @@ fn give_up() -> io::Result<()> {
     socket.set_nonblocking(true)?;
     let failed = connect_to_nobody(&socket).map(|()| socket);
     fails(failed, libc::EINPROGRESS)
+}
+
+/// A connect to where nobody answers, which goes on; the SYN is sent again once. Take [`swallow`] first.
+pub(super) fn connecting_to_nobody() -> io::Result<TcpStream> {
+    let socket = socket()?;
+    option(&socket, libc::IPPROTO_TCP, libc::TCP_SYNCNT, &1_i32)?;
+    socket.set_nonblocking(true)?;
+    match connect_to_nobody(&socket) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
+        other => Err(io::Error::other(format!("connect gave {other:?}"))),
+    }
 }
 
 /// Connects to where there is no way.
