@@ -72,8 +72,6 @@ const ROOMS: &[(&str, &[&str])] = &[
         "export",
         &[
             "audit",
-            // A module of its own has that name.
-            "config",
             "control",
             "dinle_proto",
             "errno",
@@ -173,11 +171,17 @@ const WATCHED: &[&str] = &[
 #[test]
 fn every_room_keeps_to_its_walls() {
     for (room, allowed) in ROOMS {
-        for file in sources(room) {
-            for (number, line) in code(&file) {
+        let files = sources(room);
+        // A module of the room's own may have the name of another room.
+        let own = |name: &str| {
+            let mut stems = files.iter().filter_map(|file| file.file_stem());
+            stems.any(|stem| stem == name)
+        };
+        for file in &files {
+            for (number, line) in code(file) {
                 for name in WATCHED
                     .iter()
-                    .filter(|name| *name != room && !allowed.contains(name))
+                    .filter(|name| !own(name) && !allowed.contains(name))
                 {
                     assert!(
                         !names(&line, name),

@@ -7,13 +7,10 @@
 
 #[path = "kernel/block.rs"]
 mod block;
-<<<<<<< HEAD
 #[path = "kernel/budget.rs"]
 mod budget;
-=======
 #[path = "kernel/clock.rs"]
 mod clock;
->>>>>>> h2
 #[path = "kernel/drop.rs"]
 mod drop;
 #[path = "kernel/exec.rs"]
