@@ -133,7 +133,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Talks to the API only: what it lacks, the contract lacks.
     (
         "client",
-        &["cluster", "dinle_proto", "json", "tokio", "tonic"],
+        &["cluster", "dinle_proto", "errno", "json", "tokio", "tonic"],
     ),
 ];
 
