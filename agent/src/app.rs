@@ -286,7 +286,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let (Some(exporters), Some(exporting)) = (exporters, exporting) {
         exporters.stop();
         // They end by themselves soon after.
-        _ = timeout(DRAIN, exporting).await;
+        _ = timeout(export::DRAIN, exporting).await;
     }
     for task in [nudging, pods, watching] {
         task.abort();

@@ -34,6 +34,10 @@ pub use counters::{Cause, Counters};
 pub use prometheus::Scraped;
 pub use reload::{Exporters, Reloads};
 
+/// How long exporters get to end by themselves, after the streams, when the agent is told to stop. With the time that streams get it is below the chart's
+/// grace period.
+pub const DRAIN: std::time::Duration = std::time::Duration::from_secs(4);
+
 /// What exporters need of the agent.
 #[derive(Clone)]
 pub struct Context {

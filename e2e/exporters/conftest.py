@@ -1,7 +1,10 @@
 """Pods that do what is asked of them, and agents that bring it elsewhere."""
 
+import json
 import re
+import secrets
 import sys
+import uuid
 from pathlib import Path
 
 import grpc
@@ -14,18 +17,32 @@ import node  # noqa: E402
 import stubs  # noqa: E402
 import yaml  # noqa: E402
 
-PODS = ROOT / "e2e/demo-pods.json"
 NODE = "demo-node"
 # Any answer that is due at once; a busy machine may take a while.
 PATIENCE_SECONDS = 30
+# The pods here; others may run some on this machine, too.
+OURS = {"namespaces": ["shop", "ops"]}
 RECEIVERS = ROOT / "target/receivers"
 
 
 @pytest.fixture(scope="session")
-def pods():
+def pods_file(tmp_path_factory):
+    """The pods of the demo, with uids and containers of their own: others may test on this machine, too."""
+    file = tmp_path_factory.mktemp("pods") / "pods.json"
+    pods = json.loads((ROOT / "e2e/demo-pods.json").read_text())
+    for pod in pods["items"]:
+        pod["metadata"]["uid"] = str(uuid.uuid4())
+        for status in pod["status"]["containerStatuses"]:
+            status["containerID"] = f"containerd://{secrets.token_hex(32)}"
+    file.write_text(json.dumps(pods))
+    return file
+
+
+@pytest.fixture(scope="session")
+def pods(pods_file):
     """Pods by the part of their names before the first dash: checkout, web and logrotate."""
     with node.Cgroups("dinle-exporters") as cgroups:
-        yield {name.split("-")[0]: pod for name, pod in cgroups.pods(PODS).items()}
+        yield {name.split("-")[0]: pod for name, pod in cgroups.pods(pods_file).items()}
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +53,10 @@ def v1(tmp_path_factory):
 class Exporting:
     """An agent with a file of exporters."""
 
-    def __init__(self, file: Path, exporters: list[dict], *arguments: str):
+    def __init__(self, pods: Path, file: Path, exporters: list[dict], *arguments: str):
         self.file = file
         self.write(exporters)
-        self.agent = node.Agent(PODS, NODE, "--exporters", str(file), *arguments)
+        self.agent = node.Agent(pods, NODE, "--exporters", str(file), *arguments)
 
     def write(self, exporters: list[dict]) -> None:
         """As a ConfigMap is changed: at once."""
@@ -81,9 +98,10 @@ class Exporting:
 
             def look():
                 subscriptions = observer.GetStatus(v1.GetStatusRequest()).subscriptions
-                return len(subscriptions) == count and subscriptions
+                # None of them is an answer, too.
+                return [subscriptions] if len(subscriptions) == count else []
 
-            found = self.wait(look, f"{count} streams")
+            [found] = self.wait(look, f"{count} streams")
         return {subscription.caller.user: subscription for subscription in found}
 
     def attached(self, v1, count: int):
@@ -99,12 +117,12 @@ class Exporting:
 
 
 @pytest.fixture
-def exporting(tmp_path):
+def exporting(tmp_path, pods_file):
     """Starts an agent with exporters."""
     started = []
 
     def start(exporters: list[dict], *arguments: str) -> Exporting:
-        exporting = Exporting(tmp_path / "exporters.yaml", exporters, *arguments)
+        exporting = Exporting(pods_file, tmp_path / "exporters.yaml", exporters, *arguments)
         started.append(exporting)
         return exporting.__enter__()
 

@@ -62,10 +62,10 @@ def test_full_files_are_compressed_and_the_oldest_go(exporting, pods, v1, tmp_pa
     assert agent.exporter("up", "audit") == 1
 
 
-def test_standard_output_has_lines_alone(pods, v1, tmp_path):
+def test_standard_output_has_lines_alone(pods, pods_file, v1, tmp_path):
     file = tmp_path / "exporters.yaml"
     file.write_text(json.dumps({"exporters": [{**AUDIT, "stdout": {}}]}))
-    agent = node.Agent(node.ROOT / "e2e/demo-pods.json", NODE, "--exporters", str(file))
+    agent = node.Agent(pods_file, NODE, "--exporters", str(file))
     out = tmp_path / "out"
     agent.command = ["sh", "-c", f'exec "$@" >{out}', "sh", *map(str, agent.command)]
     with agent:
@@ -169,7 +169,7 @@ def test_a_file_can_be_checked_beforehand(tmp_path):
     lines = done.stderr.splitlines()
     assert (done.returncode, done.stdout, len(lines)) == (1, "", 3)
     assert lines[0].startswith(f"{tmp_path}/exporters.yaml:2:3: exporters[0]: has stdout and file")
-    assert lines[1].startswith(f"{tmp_path}/exporters.yaml:3:22: exporters[1].kinds[0]: there is no kind `exek`")
+    assert lines[1].startswith(f"{tmp_path}/exporters.yaml:3:21: exporters[1].kinds[0]: there is no kind `exek`")
     # The agent does not begin with it either.
     command = [node.binary(), "agent", "--exporters", tmp_path / "exporters.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)

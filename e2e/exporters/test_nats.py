@@ -7,7 +7,7 @@ import subprocess
 import nats
 import node
 import pytest
-from conftest import PATIENCE_SECONDS, RECEIVERS
+from conftest import OURS, PATIENCE_SECONDS, RECEIVERS
 from google.protobuf import json_format
 
 
@@ -64,6 +64,7 @@ def log(server: Server, **more) -> dict:
     return {
         "name": "log",
         "kinds": ["exec"],
+        "selector": OURS,
         "filter": {"binary": [{"exact": "/bin/true"}]},
         "nats": {"url": f"nats://127.0.0.1:{server.port}", "subject": "dinle.{namespace}.{pod}.{kind}", "timeout": "2s", **more},
     }

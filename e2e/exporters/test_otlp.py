@@ -8,7 +8,7 @@ import certificates
 import grpc
 import node
 import pytest
-from conftest import NODE
+from conftest import NODE, OURS
 from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 
@@ -184,6 +184,7 @@ def test_sums_are_metrics(exporting, pods, v1, protocol):
         exporter = {
             "name": "sums",
             "kinds": ["exec", "tcp_connect"],
+            "selector": OURS,
             "otlp": {"endpoint": f"http://127.0.0.1:{receiver.port}", "protocol": protocol, "signal": "metrics", "interval": "1s"},
         }
         agent = exporting([exporter])

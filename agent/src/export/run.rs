@@ -12,7 +12,7 @@ use futures::FutureExt as _;
 use prost::Message as _;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use super::{
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     audit,
     filter::{Grant, Request},
-    hub::Subscription,
+    hub::{Hub, Subscription},
 };
 
 /// How long an event waits for others before they are sent together.
@@ -38,7 +38,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// …up to this: what comes back is noticed within half a minute.
 const AGAIN_MAX: Duration = Duration::from_secs(30);
 /// How long an exporter that is told to end tries to bring what it has.
-pub(super) const LAST: Duration = Duration::from_secs(5);
+pub(super) const LAST: Duration = Duration::from_secs(3);
 
 /// What a receiver took.
 #[derive(Default)]
@@ -214,7 +214,7 @@ pub(super) async fn run(
     if let Some(subscription) = subscription
         && exporter.settle(&spec, &context).await
     {
-        exporter.follow(subscription).await;
+        exporter.follow(subscription, &context.hub).await;
     }
     if let Some(pushing) = pushing {
         pushing.abort();
@@ -308,7 +308,7 @@ impl Exporter {
         true
     }
 
-    async fn follow(&mut self, mut subscription: Subscription) {
+    async fn follow(&mut self, mut subscription: Subscription, hub: &Hub) {
         let began = Clock::now();
         let mut bytes = 0;
         let mut due: Option<Instant> = None;
@@ -323,8 +323,12 @@ impl Exporter {
             let message = tokio::select! {
                 biased;
                 () = told(&mut stop) => {
-                    self.deadline.get_or_insert_with(|| Instant::now() + LAST);
-                    // What is in the queue already is taken along.
+                    if self.deadline.is_none() {
+                        self.deadline = Some(Instant::now() + LAST);
+                        // What happened until now is brought into the queue.
+                        _ = timeout(LAST, hub.sync()).await;
+                    }
+                    // And taken along.
                     subscription.next().now_or_never().flatten()
                 }
                 () = linger => {
@@ -427,7 +431,6 @@ impl Exporter {
                 Ok(sent) => return self.succeeded(sent),
                 Err(failure) => failure,
             };
-            self.overflowed();
             let Failure {
                 cause,
                 problem,
@@ -462,6 +465,7 @@ impl Exporter {
                 let lost = self.failing.take().map_or(0, |(_, lost)| lost);
                 self.failing = Some((cause, lost));
             }
+            self.overflowed();
             let pause = Instant::now() + after.max(wait).min(AGAIN_MAX);
             wait = (2 * wait).min(AGAIN_MAX);
             match self.deadline {
