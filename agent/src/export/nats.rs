@@ -8,7 +8,7 @@ use async_nats::{
     connection::State,
     jetstream::{
         Context as JetStream,
-        context::{ContextBuilder, PublishError, PublishErrorKind},
+        context::{ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind},
         message::PublishMessage,
     },
 };
@@ -138,11 +138,7 @@ impl Nats {
             for waiting in self.batch.iter().take(count) {
                 acknowledgements.push(publish(waiting).await);
             }
-            let acknowledged = acknowledgements.into_iter().map(async |sent| match sent {
-                Ok(acknowledgement) => acknowledgement.await.map(|_| ()),
-                Err(error) => Err(error),
-            });
-            join_all(acknowledged).await
+            join_all(acknowledgements.into_iter().map(acknowledged)).await
         };
         let results = timeout(self.config.timeout, all).await.map_err(|_| {
             let problem = format!("no acknowledgement within {:?}", self.config.timeout);
@@ -248,4 +244,9 @@ fn secret(path: &Path) -> Result<(String, Option<String>), String> {
             path.display()
         )),
     }
+}
+
+/// Waits until the server has what was sent.
+async fn acknowledged(sent: Result<PublishAckFuture, PublishError>) -> Result<(), PublishError> {
+    sent?.await.map(|_| ())
 }
