@@ -319,7 +319,7 @@ pub struct Rate {
 
 impl Rate {
     /// A share that no bucket holds.
-    pub const NONE: u64 = u64::MAX;
+    pub const NONE: u64 = 1 << 62;
     /// What an idle bucket gathers: a second's worth.
     pub const BURST_NS: u64 = 1_000_000_000;
 }
