@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def own_pods(file: Path, out: Path) -> Path:
+    """Writes the pods of a file with ids of their own: others on this machine may run the same."""
+    text = file.read_text()
+    pods = json.loads(text)["items"]
+    ids = {pod["metadata"]["uid"]: str(uuid.uuid4()) for pod in pods}
+    containers = [status["containerID"].split("//")[1] for pod in pods for status in pod["status"]["containerStatuses"]]
+    for old, new in {**ids, **{old: uuid.uuid4().hex * 2 for old in containers}}.items():
+        text = text.replace(old, new)
+    out.write_text(text)
+    return out
 
 
 def wait_until(condition, seconds: float, what: str):

@@ -1,7 +1,14 @@
 //! `dinle`: arguments → subcommand. In the library, so that what runs here is compiled once: an asynchronous function is compiled where it is run.
 
-use std::{ffi::OsString, io, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
+use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -42,6 +49,16 @@ enum Command {
         /// Which one
         shell: Shell,
     },
+    #[command(long_about = MAN)]
+    /// Write pages for `man`, one for each command
+    Man {
+        /// Write a file for each page there [default: print the page of the command]
+        #[arg(short, long, value_name = "DIR")]
+        directory: Option<PathBuf>,
+        /// Print the page of this command [default: that of dinle]
+        #[arg(value_name = "COMMAND", conflicts_with = "directory")]
+        page: Option<String>,
+    },
     /// Print the version and end.
     Version,
 }
@@ -73,6 +90,13 @@ Examples:
 
 `kubectl dinle` is completed by kubectl, which looks for kubectl_complete-dinle on the PATH: this program by another name.
   ln -s kubectl-dinle \"$(dirname \"$(command -v kubectl-dinle)\")/kubectl_complete-dinle\"";
+
+const MAN: &str = "\
+Write pages for `man`, one for each command, of what --help says.
+
+Examples:
+  dinle man top | man -l -
+  dinle man --directory ~/.local/share/man/man1";
 
 /// Does what the arguments say.
 pub fn main() -> ExitCode {
@@ -111,11 +135,34 @@ async fn run(arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
             client::register(shell, program.as_deref(), &mut io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Man { directory, page } => man(directory.as_deref(), page.as_deref()),
         Command::Version => {
             println!("dinle {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Writes all pages into a directory, or prints one.
+fn man(directory: Option<&Path>, page: Option<&str>) -> anyhow::Result<ExitCode> {
+    let mut cli = Cli::command();
+    // Names below are those of all of it: `dinle-top`.
+    cli.build();
+    if let Some(directory) = directory {
+        let failed = || format!("cannot write pages into {}", directory.display());
+        std::fs::create_dir_all(directory).with_context(failed)?;
+        clap_mangen::generate_to(cli, directory).with_context(failed)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let command = match page {
+        None => cli,
+        Some(name) => match cli.find_subcommand(name) {
+            Some(found) => found.clone(),
+            None => anyhow::bail!("there is no command {name}; `dinle --help` lists them"),
+        },
+    };
+    clap_mangen::Man::new(command).render(&mut io::stdout())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn log(json: bool, colors: client::Colors) {

@@ -1,6 +1,6 @@
 //! The agent's books of a stream, held against what this client counted itself.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use dinle_proto::v1;
 
@@ -27,7 +27,113 @@ pub(super) struct Ledger {
     wrong: Option<String>,
 }
 
+/// The last books of all kinds together, and what was told to be lost since then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    matched: u64,
+    delivered: u64,
+    queued: u64,
+    /// By stage.
+    lost: BTreeMap<i32, u64>,
+    /// Not in the books yet.
+    lost_since: u64,
+    /// The first contradiction.
+    pub(super) wrong: Option<String>,
+}
+
+impl Totals {
+    /// Adds those of another stream.
+    pub(super) fn add(&mut self, other: &Self) {
+        let Self {
+            matched,
+            delivered,
+            queued,
+            lost,
+            lost_since,
+            wrong,
+        } = other;
+        self.matched += matched;
+        self.delivered += delivered;
+        self.queued += queued;
+        for (stage, count) in lost {
+            *self.lost.entry(*stage).or_default() += count;
+        }
+        self.lost_since += lost_since;
+        if self.wrong.is_none() {
+            self.wrong.clone_from(wrong);
+        }
+    }
+
+    /// Events that were lost, as far as was told.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost.values().sum::<u64>() + self.lost_since
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            matched,
+            delivered,
+            queued,
+            lost,
+            lost_since,
+            wrong: _,
+        } = self;
+        let number = |number: u64| text::thousands(number);
+        let in_books = lost.values().sum();
+        write!(
+            f,
+            "matched {} = delivered {}",
+            number(*matched),
+            number(*delivered)
+        )?;
+        if *queued > 0 {
+            write!(f, " + queued {}", number(*queued))?;
+        }
+        write!(f, " + lost {}", number(in_books))?;
+        f.write_str(&in_stages(
+            lost.iter().map(|(stage, count)| (*stage, *count)),
+        ))?;
+        match lost_since {
+            0 => Ok(()),
+            since => write!(f, ", and {} since", number(*since)),
+        }
+    }
+}
+
+/// ` (KERNEL_RING 7, CLIENT_QUEUE 2)`, or nothing of nothing.
+fn in_stages(lost: impl Iterator<Item = (i32, u64)>) -> String {
+    let stages: Vec<_> = lost
+        .filter(|(_, count)| *count > 0)
+        .map(|(stage, count)| format!("{} {}", text::stage(stage), text::thousands(count)))
+        .collect();
+    if stages.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", stages.join(", "))
+    }
+}
+
 impl Ledger {
+    /// The last books of all kinds together.
+    pub(super) fn totals(&self) -> Totals {
+        let mut totals = Totals {
+            lost_since: self.lost_since().values().sum(),
+            wrong: self.wrong.clone(),
+            ..Totals::default()
+        };
+        for books in self.last.iter().flat_map(|(books, _)| books) {
+            totals.matched += books.matched;
+            totals.delivered += books.delivered;
+            totals.queued += books.queued;
+            for lost in &books.lost {
+                *totals.lost.entry(lost.stage).or_default() += lost.count;
+            }
+        }
+        totals
+    }
+
     pub(super) fn batch(&mut self, batch: &v1::EventBatch) {
         let v1::EventBatch {
             first_sequence,
@@ -219,22 +325,7 @@ fn equation(books: &v1::KindBooks) -> String {
         0 => String::new(),
         queued => format!(" + queued {}", text::thousands(*queued)),
     };
-    let stages: Vec<_> = lost
-        .iter()
-        .filter(|lost| lost.count > 0)
-        .map(|lost| {
-            format!(
-                "{} {}",
-                text::stage(lost.stage),
-                text::thousands(lost.count)
-            )
-        })
-        .collect();
-    let stages = if stages.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", stages.join(", "))
-    };
+    let stages = in_stages(lost.iter().map(|lost| (lost.stage, lost.count)));
     format!(
         "{} matched {} = delivered {}{queued} + lost {}{stages}",
         text::kind(*kind),

@@ -22,7 +22,7 @@ use tonic::Status;
 
 use super::{
     Screen,
-    books::{self, Ledger},
+    books::{self, Ledger, Totals},
     columns::{EventTable, Who},
     connect::{HEARTBEAT, Place, SILENCE_MAX, failure},
     json::Json,
@@ -65,10 +65,25 @@ pub(super) trait Printer {
         Ok(ControlFlow::Continue(()))
     }
 
+    /// Something is known of the streams themselves.
+    fn news(&mut self, _: News<'_>, _: &mut dyn io::Write) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The stream is over.
     fn end(&mut self, _: &mut dyn io::Write) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// What is known of streams, besides what they bring.
+pub(super) enum News<'a> {
+    /// That of this node begins, or goes on.
+    Heard(&'a str),
+    /// That of this node does not, for that reason.
+    Silent(&'a str, &'a str),
+    /// The books of all of them together.
+    Books(Totals),
 }
 
 /// How long a snapshot's interval was.
@@ -93,6 +108,8 @@ pub(super) struct View {
     round: Vec<StreamId>,
     /// The longest of these snapshots, without its rows: what a round took. The last one of a stream may be much shorter.
     longest: v1::Snapshot,
+    /// The books of streams whose place others took.
+    before: Totals,
 }
 
 /// What is known of a stream.
@@ -179,6 +196,7 @@ impl View {
             headed: false,
             round: Vec::new(),
             longest: v1::Snapshot::default(),
+            before: Totals::default(),
         }
     }
 
@@ -209,6 +227,7 @@ impl View {
     pub(super) fn begin_anew(&mut self, screen: &mut Screen<'_>) -> io::Result<()> {
         let before = std::mem::take(&mut self.streams[0]);
         screen.say(&before.ledger.summary())?;
+        self.before.add(&before.ledger.totals());
         self.streams[0] = Heard {
             node: before.node,
             names: before.names,
@@ -216,6 +235,47 @@ impl View {
             ..Heard::default()
         };
         Ok(())
+    }
+
+    /// The stream of the only agent broke.
+    pub(super) fn broke(
+        &mut self,
+        place: &Place,
+        why: &str,
+        screen: &mut Screen<'_>,
+    ) -> io::Result<()> {
+        let node = match self.streams.first() {
+            Some(heard) if !heard.node.is_empty() => heard.node.clone(),
+            // It told of nothing yet.
+            _ => place.to_string(),
+        };
+        self.silent(&node, why, screen)
+    }
+
+    /// Nothing comes from that node.
+    pub(super) fn silent(
+        &mut self,
+        node: &str,
+        why: &str,
+        screen: &mut Screen<'_>,
+    ) -> io::Result<()> {
+        self.tell_printer(News::Silent(node, why), screen)
+    }
+
+    fn tell_printer(&mut self, news: News<'_>, screen: &mut Screen<'_>) -> io::Result<()> {
+        match &mut self.format {
+            Format::Custom(printer) => printer.news(news, screen.out),
+            Format::Table(_) | Format::Json(_) | Format::Raw(_) => Ok(()),
+        }
+    }
+
+    /// The books of all streams.
+    fn totals(&self) -> Totals {
+        let mut totals = self.before.clone();
+        for heard in &self.streams {
+            totals.add(&heard.ledger.totals());
+        }
+        totals
     }
 
     /// That one was over, and goes on.
@@ -245,7 +305,9 @@ impl View {
             return Ok(None);
         };
         let several = self.order.is_some();
+        let booked = matches!(message, Message::Loss(_) | Message::Heartbeat(_));
         let heard = &mut self.streams[from];
+        let mut ending = None;
         match message {
             Message::Plan(plan) => {
                 heard.node.clone_from(&plan.node);
@@ -266,6 +328,7 @@ impl View {
                     table.header(screen.out)?;
                     screen.out.flush()?;
                 }
+                self.tell_printer(News::Heard(&plan.node), screen)?;
             }
             Message::Workload(v1::WorkloadUpdate { workload }) => {
                 if let Some(workload) = workload {
@@ -332,11 +395,15 @@ impl View {
                     && heartbeat.end != v1::EndReason::Permission as i32
                 {
                     let reason = v1::EndReason::try_from(heartbeat.end);
-                    return Ok(Some(Ending::Agent(reason.map_err(|_| heartbeat.end))));
+                    ending = Some(Ending::Agent(reason.map_err(|_| heartbeat.end)));
                 }
             }
         }
-        Ok(None)
+        if booked && let Format::Custom(_) = &self.format {
+            let totals = self.totals();
+            self.tell_printer(News::Books(totals), screen)?;
+        }
+        Ok(ending)
     }
 
     fn end_round(&mut self, screen: &mut Screen<'_>) -> anyhow::Result<()> {

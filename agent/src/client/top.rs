@@ -1,7 +1,9 @@
 //! `dinle top`: who does most, anew at every interval.
 
+mod live;
 mod ranking;
 mod subjects;
+mod sums;
 mod terminal;
 #[cfg(test)]
 mod tests;
@@ -9,11 +11,12 @@ mod tests;
 use std::{
     io,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use clap::ValueEnum;
+use crossterm::event::KeyCode;
 use dinle_proto::v1;
 use tokio_stream::{Stream, StreamExt as _, wrappers::IntervalStream};
 
@@ -21,34 +24,47 @@ use super::{
     Refused, Screen,
     args::{Bounds, Selection, parse_duration},
     connection::Connection,
-    output,
+    output::Output,
     stream::Format,
     watch::{How, listen_and, request},
 };
-use ranking::{Output, Ranking};
-use subjects::{Disk, Files, Subject, Tcp};
+use live::Live;
+use ranking::Ranking;
+use subjects::{Disk, Drops, Files, Process, Subject, Tcp};
+use terminal::Enough;
 
 pub(super) use terminal::restore;
 
 pub(super) const LONG_ABOUT: &str = "\
-Rank what pods do: with disks, TCP sessions or files.
+Rank what pods do: processes, files, TCP sessions, disks, dropped packets.
 
-On a terminal the table stays in place: ← and → choose the column to sort by, r reverses the order, q quits. Elsewhere a table is printed at \
-every interval.
+On a terminal the view stays in place, with a tab for each of these, or for the one that is named; only what has a tab is listened to. \
+Tab or a digit takes another tab, s sorts by another column and S the other way round, / shows only rows with a text, Enter only those of a \
+pod in all tabs, and Esc all again; t adds up since the beginning, Space holds what is shown, ? tells of all keys, q quits. What was lost is in \
+the line of the books. Elsewhere one of them must be named, and a table is printed at every interval.
 
-disk: requests by pod, disk and operation; AVG and P99 are times in the device, P99 that of the bucket in which it lies. \
+process: executions and ends by pod and command; AVG and P99 are of how long processes lived. \
+files: opens and deletions by pod and path. \
 tcp: sessions by pod and peer; of the sessions that were accepted at a port all of a peer together. \
-files: opens and deletions by pod and path.
+disk: requests by pod, disk and operation; AVG and P99 are times in the device. \
+drops: packets by pod, reason, protocol and destination port. \
+A P99 is that of the bucket in which it lies.
 
 Examples:
-  dinle top disk -n shop
+  dinle top -n shop
   dinle top files --interval 5s --sort failed/s";
 
 /// Arguments of `dinle top`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Top {
-    /// What to rank
-    #[arg(value_enum, value_name = "files|tcp|disk", hide_possible_values = true)]
+    /// What to rank [default: all, which takes a terminal]
+    #[arg(
+        value_enum,
+        value_name = "process|files|tcp|disk|drops|all",
+        default_value_t = What::All,
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
     what: What,
     /// Rank what happened in so much time, such as `5s`; at least 1s
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
@@ -69,20 +85,38 @@ pub struct Top {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
+    /// Executions and ends of processes
+    Process,
     /// Opens and deletions of files
     Files,
     /// TCP sessions
     Tcp,
     /// Requests to disks
     Disk,
+    /// Packets that the kernel dropped
+    Drops,
+    /// Each of them, in a tab of its own
+    All,
 }
 
 impl What {
-    fn subject(self) -> Box<dyn Subject> {
+    fn subjects(self) -> Vec<Box<dyn Subject>> {
         match self {
-            Self::Files => Box::new(Files),
-            Self::Tcp => Box::new(Tcp::default()),
-            Self::Disk => Box::new(Disk),
+            Self::Process => vec![Box::new(Process)],
+            Self::Files => vec![Box::new(Files)],
+            Self::Tcp => vec![Box::<Tcp>::default()],
+            Self::Disk => vec![Box::new(Disk)],
+            Self::Drops => vec![Box::new(Drops)],
+            Self::All => {
+                let each = [
+                    Self::Process,
+                    Self::Files,
+                    Self::Tcp,
+                    Self::Disk,
+                    Self::Drops,
+                ];
+                each.into_iter().flat_map(Self::subjects).collect()
+            }
         }
     }
 }
@@ -92,17 +126,18 @@ impl What {
 pub(super) enum Poke {
     /// An interval is over.
     Tick,
-    /// Sort by the column to the left.
-    Left,
-    /// Sort by the column to the right.
-    Right,
-    /// The other way round.
-    Reverse,
-    /// The terminal has another size.
+    /// Something may look different by now.
+    Redraw,
+    /// A key was pressed.
+    Key(KeyCode),
+    /// The terminal has another size, or lost what was drawn.
     Resized,
     /// Enough.
     Quit,
 }
+
+/// How often the view is drawn, also when nothing comes.
+const REDRAW: Duration = Duration::from_secs(1);
 
 impl Top {
     pub(super) fn request(&self) -> v1::SubscribeRequest {
@@ -115,14 +150,19 @@ impl Top {
             bounds,
             connection: _,
         } = self;
+        let subjects = what.subjects();
+        let kinds: Vec<v1::Kind> = subjects
+            .iter()
+            .flat_map(|subject| subject.kinds().to_vec())
+            .collect();
         v1::SubscribeRequest {
             interval: Some(*interval),
             ..request(
-                what.subject().kinds(),
+                &kinds,
                 selection,
                 v1::Filter::default(),
                 bounds,
-                &output::Output::Table,
+                &Output::Table,
             )
         }
     }
@@ -138,50 +178,98 @@ impl Top {
             connection,
             selection,
         } = self;
-        let subject = what.subject();
-        // What is told in snapshots comes when an interval is over.
-        let ticks = (!subject.in_snapshots()).then(|| ticks(interval));
-        let notes = Notes::default();
-        let live = screen.look.is_terminal() && !bounds.explain;
-        let output = if live {
-            Output::Terminal(notes.clone())
-        } else {
-            Output::Lines { rows }
-        };
-        let ranking = Ranking::new(subject, sort.as_deref(), output).map_err(Refused)?;
-        let format = Format::Custom(Box::new(ranking));
-        let ticks: Pokes = match ticks {
-            Some(ticks) => Box::new(ticks),
-            None => Box::new(tokio_stream::pending()),
-        };
         let how = How::new(bounds, connection, &selection)?;
-        if !live {
-            return listen_and(request, format, how, screen, ticks).await;
-        }
-        let terminal = terminal::Terminal::enter()?;
-        let pokes: Pokes = Box::new(ticks.merge(terminal::keys()?));
-        // What is told besides the output has a line on the screen, and is told again when that is gone.
-        let mut inner = Screen {
-            out: &mut *screen.out,
-            err: &mut notes.clone(),
-            look: screen.look,
-            err_colored: false,
+        let subjects = what.subjects();
+        let sort = sort.as_deref();
+        // What is told in snapshots comes when an interval is over.
+        let ticking = subjects.iter().any(|subject| !subject.in_snapshots());
+        let period = Duration::try_from(interval).unwrap_or(REDRAW);
+        let ticks: Pokes = match ticking {
+            true => Box::new(ticks(period, Poke::Tick)),
+            false => Box::new(tokio_stream::pending()),
         };
-        let result = listen_and(request, format, how, &mut inner, pokes).await;
-        drop(terminal);
-        screen.say(&notes.all())?;
-        result
+        let explain = how.bounds.explain;
+        if screen.look.is_terminal() && !explain {
+            let live = Live::new(subjects, sort, screen.look.colored, Notes::default());
+            return show(request, live.map_err(Refused)?, how, screen, ticks).await;
+        }
+        let several = subjects.len() > 1;
+        if several && !explain {
+            return Err(Refused(
+                "only a terminal has room for all: name one, such as `dinle top files`; there are process, files, tcp, disk, drops".to_owned(),
+            )
+            .into());
+        }
+        let format: Box<dyn super::stream::Printer> = match subjects.into_iter().next() {
+            Some(subject) if !several => {
+                Box::new(Ranking::new(subject, sort, rows).map_err(Refused)?)
+            }
+            // What the agent would do is the same for all of them.
+            _ => Box::new(Ranking::new(Box::new(Process), None, rows).map_err(Refused)?),
+        };
+        listen_and(request, Format::Custom(format), how, screen, ticks).await
+    }
+}
+
+/// Shows the view on the terminal until somebody has had enough.
+async fn show(
+    mut request: v1::SubscribeRequest,
+    mut live: Live,
+    how: How,
+    screen: &mut Screen<'_>,
+    ticks: Pokes,
+) -> anyhow::Result<ExitCode> {
+    // Books are looked at all the time.
+    request.heartbeat_interval = prost_types::Duration::try_from(REDRAW).ok();
+    let notes = live.notes();
+    let enough = Enough::default();
+    let keys = terminal::keys(enough.clone())?;
+    let terminal = terminal::Terminal::enter()?;
+    live.draw(screen.out)?;
+    let begun = {
+        let heard = Arc::clone(&enough.heard);
+        futures::stream::once(std::future::ready(())).map(move |()| {
+            heard.store(true, Ordering::SeqCst);
+            Poke::Redraw
+        })
+    };
+    let drawn = ticks.merge(ticks_to_draw());
+    let pokes: Pokes = Box::new(begun.chain(keys.merge(drawn)));
+    // What is told besides the output has a line on the screen, and is told again when that is gone.
+    let mut inner = Screen {
+        out: &mut *screen.out,
+        err: &mut notes.clone(),
+        look: screen.look,
+        err_colored: false,
+    };
+    let format = Format::Custom(Box::new(live));
+    let result = tokio::select! {
+        result = listen_and(request, format, how, &mut inner, pokes) => Some(result),
+        () = enough.for_good() => None,
+    };
+    drop(terminal);
+    screen.say(&notes.all())?;
+    match result {
+        Some(result) => result,
+        None if enough.heard.load(Ordering::SeqCst) => {
+            anyhow::bail!("ended without the books: they did not come in time")
+        }
+        // There was nothing to end.
+        None => Ok(ExitCode::SUCCESS),
     }
 }
 
 type Pokes = Box<dyn Stream<Item = Poke> + Unpin>;
 
-fn ticks(interval: prost_types::Duration) -> impl Stream<Item = Poke> + Unpin {
-    let period = Duration::try_from(interval).unwrap_or(Duration::from_secs(1));
+fn ticks_to_draw() -> impl Stream<Item = Poke> + Unpin {
+    ticks(REDRAW, Poke::Redraw)
+}
+
+fn ticks(period: Duration, poke: Poke) -> impl Stream<Item = Poke> + Unpin {
     let begin = tokio::time::Instant::now() + period;
     let mut ticks = tokio::time::interval_at(begin, period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    IntervalStream::new(ticks).map(|_| Poke::Tick)
+    IntervalStream::new(ticks).map(move |_| poke)
 }
 
 /// What is told besides the output. Holds the last [`Notes::MAX`] bytes.

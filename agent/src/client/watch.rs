@@ -338,9 +338,25 @@ pub(super) async fn listen_and(
         let why = ending.error(&place);
         let why = why.map_or_else(String::new, |why| format!("{why:#}"));
         screen.tell(Tone::Alarm, &format!("{why}; trying again"))?;
-        let again = tokio::select! {
-            () = &mut stop => break Ending::Interrupted,
-            again = reconnected(&mut lasting, &place, broke) => again,
+        view.broke(&place, &why, screen)?;
+        let again = {
+            let mut reconnecting = pin!(reconnected(&mut lasting, &place, broke));
+            loop {
+                tokio::select! {
+                    () = &mut stop => break Err(Ending::Interrupted),
+                    // Whoever looks is not kept waiting.
+                    Some(poke) = pokes.next() => {
+                        if let Some(ending) = view.poke(poke, screen)? {
+                            break Err(ending);
+                        }
+                    }
+                    again = &mut reconnecting => break Ok(again),
+                }
+            }
+        };
+        let again = match again {
+            Ok(again) => again,
+            Err(ending) => break ending,
         };
         let again = match again {
             Ok(Some((again, other, connection))) => {

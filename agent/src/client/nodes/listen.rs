@@ -383,11 +383,13 @@ impl Listener {
                     Tone::Alarm,
                     &format!("{name}: not heard any more: {why}; trying again"),
                 )?;
+                view.silent(&name, &why, screen)?;
                 node.why = why;
             }
             Said::Lacking(why) => {
                 if node.why != why {
                     screen.tell(Tone::Alarm, &format!("{name}: not heard: {why}"))?;
+                    view.silent(&name, &why, screen)?;
                     node.why = why;
                 }
             }

@@ -420,6 +420,16 @@ async fn a_ranking_that_nobody_watches_is_a_table_for_each_interval() {
 }
 
 #[tokio::test]
+async fn lines_rank_one_thing_and_it_must_be_named() {
+    let Printed { err, result, .. } = run(&scripted(snapshots()), "top").await;
+    assert!(
+        err.starts_with("only a terminal has room for all: name one, such as `dinle top files`"),
+        "{err}"
+    );
+    assert_eq!(result.expect("it is told"), ExitCode::from(EXIT_USAGE));
+}
+
+#[tokio::test]
 async fn a_header_comes_without_events_and_can_be_left_out() {
     let quiet = || {
         scripted(vec![

@@ -458,6 +458,23 @@ fn rankings_ask_for_their_kinds_at_their_interval() {
     let table = [
         ("top disk", ranking(&[v1::Kind::BlockLatency], 1)),
         ("top tcp -i 5s", ranking(&[v1::Kind::TcpSession], 5)),
+        ("top process", ranking(&[v1::Kind::Exec, v1::Kind::Exit], 1)),
+        ("top drops", ranking(&[v1::Kind::DropCount], 1)),
+        (
+            "top -i 2s",
+            ranking(
+                &[
+                    v1::Kind::Exec,
+                    v1::Kind::Exit,
+                    v1::Kind::FileOpen,
+                    v1::Kind::FileDelete,
+                    v1::Kind::TcpSession,
+                    v1::Kind::BlockLatency,
+                    v1::Kind::DropCount,
+                ],
+                2,
+            ),
+        ),
         (
             "top files --sort failed/s --rows 3",
             ranking(&[v1::Kind::FileOpen, v1::Kind::FileDelete], 1),

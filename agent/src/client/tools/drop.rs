@@ -61,7 +61,7 @@ fn number(number: u32) -> String {
 }
 
 /// What people call a protocol: that of IP, or of Ethernet where it is another.
-fn protocol(protocol: u32, ether_type: u32) -> String {
+pub(in crate::client) fn protocol(protocol: u32, ether_type: u32) -> String {
     // include/uapi/linux/in.h and if_ether.h
     let name = match (ether_type, protocol) {
         (0x0800, 0) => "IPv4",

@@ -1,23 +1,70 @@
 //! What can be ranked, and what is counted of it.
 
-use std::collections::HashMap;
+mod disk;
+mod drops;
+mod files;
+mod process;
+mod tcp;
 
-use dinle_proto::v1::{self, event::Detail};
+use dinle_proto::v1;
 
-use crate::client::{
-    text::{self, NONE},
-    tools::block,
-};
+pub(super) use self::{disk::Disk, drops::Drops, files::Files, process::Process, tcp::Tcp};
+use super::sums::Rows;
+use crate::client::text::{self, NONE};
 
 /// A column of numbers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Number {
+    /// One that ends in `/s` is told by the second.
     pub(super) name: &'static str,
-    pub(super) print: fn(f64) -> String,
+    unit: Unit,
 }
 
-const fn number(name: &'static str, print: fn(f64) -> String) -> Number {
-    Number { name, print }
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Count,
+    /// A count that is not told by the second.
+    Whole,
+    Bytes,
+    Milliseconds,
+}
+
+const fn number(name: &'static str, unit: Unit) -> Number {
+    Number { name, unit }
+}
+
+impl Number {
+    pub(super) fn print(&self, value: f64) -> String {
+        match self.unit {
+            Unit::Count if value != 0.0 && value < 10.0 => format!("{value:.1}"),
+            Unit::Count | Unit::Whole => format!("{value:.0}"),
+            Unit::Bytes => text::size(value.round() as u64),
+            Unit::Milliseconds if value.is_nan() => NONE.to_owned(),
+            Unit::Milliseconds => format!("{value:.2}"),
+        }
+    }
+
+    /// The name of all of it together.
+    pub(super) fn total_name(&self) -> &'static str {
+        self.name.strip_suffix("/s").unwrap_or(self.name)
+    }
+
+    /// All of it together.
+    pub(super) fn print_total(&self, value: f64) -> String {
+        match self.unit {
+            Unit::Count | Unit::Whole => text::thousands(value.round() as u64),
+            Unit::Bytes | Unit::Milliseconds => self.print(value),
+        }
+    }
+}
+
+/// What is drawn of rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Drawing {
+    /// How often something took how long: by the buckets of the contract.
+    Spans(Vec<u64>),
+    /// How often there was what.
+    Parts(Vec<(String, u64)>),
 }
 
 /// What is ranked. Sums are added up by the cells of its columns of text, and shown as numbers.
@@ -36,30 +83,31 @@ pub(super) trait Subject {
     fn in_snapshots(&self) -> bool {
         false
     }
+    /// What is drawn over time, of amounts: its first number.
+    fn height(&self, sums: &[u64]) -> u64;
+    /// What the drawing beside that shows.
+    fn drawing_title(&self) -> &'static str;
+    /// That drawing, of rows that are chosen by their cells.
+    fn drawing(&self, rows: &Rows, chosen: &dyn Fn(&[String]) -> bool) -> Drawing;
 }
 
-fn count(value: f64) -> String {
-    if value == 0.0 || value >= 10.0 {
-        format!("{value:.0}")
-    } else {
-        format!("{value:.1}")
+/// Buckets of all chosen rows, of which amounts from `at` on are buckets.
+fn spans(rows: &Rows, chosen: &dyn Fn(&[String]) -> bool, at: usize) -> Drawing {
+    let mut all = Vec::new();
+    for (_, sums) in rows.iter().filter(|(key, _)| chosen(key)) {
+        super::sums::add_to(&mut all, sums.get(at..).unwrap_or_default());
     }
+    Drawing::Spans(all)
 }
 
-fn whole(value: f64) -> String {
-    format!("{value:.0}")
-}
-
-fn bytes(value: f64) -> String {
-    text::size(value.round() as u64)
-}
-
-fn milliseconds(value: f64) -> String {
-    if value.is_nan() {
-        NONE.to_owned()
-    } else {
-        format!("{value:.2}")
-    }
+/// Amounts with one in the bucket of a time in microseconds, behind `before`.
+fn in_bucket(mut before: Vec<u64>, microseconds: u64) -> Vec<u64> {
+    /// As for latencies in the contract.
+    const LAST: u32 = 26;
+    let bucket = microseconds.max(1).ilog2().min(LAST);
+    before.resize(before.len() + bucket as usize, 0);
+    before.push(1);
+    before
 }
 
 /// A mean, or nothing of nothing.
@@ -71,72 +119,7 @@ fn mean(sum: u64, count: u64) -> f64 {
     }
 }
 
-/// Requests to disks.
-pub(super) struct Disk;
-
-impl Disk {
-    /// Amounts before the buckets.
-    const BUCKETS_AT: usize = 3;
-}
-
-impl Subject for Disk {
-    fn name(&self) -> &'static str {
-        "disk"
-    }
-
-    fn kinds(&self) -> &'static [v1::Kind] {
-        &[v1::Kind::BlockLatency]
-    }
-
-    fn texts(&self) -> &'static [&'static str] {
-        &["DISK", "OPERATION"]
-    }
-
-    fn numbers(&self) -> &'static [Number] {
-        const NUMBERS: &[Number] = &[
-            number("BYTES/s", bytes),
-            number("REQ/s", count),
-            number("AVG(ms)", milliseconds),
-            number("P99(ms)", milliseconds),
-            number("QUE(ms)", milliseconds),
-        ];
-        NUMBERS
-    }
-
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
-        let Some(Detail::BlockLatency(latency)) = &event.detail else {
-            return None;
-        };
-        let cells = vec![
-            latency.disk.clone(),
-            block::operation_name(latency.operation),
-        ];
-        let mut sums = vec![latency.bytes, latency.device_ns, latency.queued_ns];
-        sums.extend(&latency.buckets);
-        Some((cells, sums))
-    }
-
-    fn show(&self, sums: &[u64], seconds: f64) -> Vec<f64> {
-        let (amounts, buckets) = sums.split_at(Self::BUCKETS_AT.min(sums.len()));
-        let requests: u64 = buckets.iter().sum();
-        let [bytes, device_ns, queued_ns] = *amounts else {
-            return vec![0.0; self.numbers().len()];
-        };
-        vec![
-            bytes as f64 / seconds,
-            requests as f64 / seconds,
-            mean(device_ns, requests) / 1e6,
-            percentile_ms(buckets, 0.99),
-            mean(queued_ns, requests) / 1e6,
-        ]
-    }
-
-    fn in_snapshots(&self) -> bool {
-        true
-    }
-}
-
-/// The upper bound of the bucket in which such a part of all requests is reached. Buckets are those of the contract.
+/// The upper bound of the bucket in which such a part of all is reached. Buckets are those of the contract.
 fn percentile_ms(buckets: &[u64], part: f64) -> f64 {
     let all: u64 = buckets.iter().sum();
     let wanted = (all as f64 * part).ceil().max(1.0) as u64;
@@ -148,186 +131,4 @@ fn percentile_ms(buckets: &[u64], part: f64) -> f64 {
         }
     }
     f64::NAN
-}
-
-/// TCP sessions.
-#[derive(Default)]
-pub(super) struct Tcp {
-    /// What sessions that go on had done at the last report: these count from their beginning.
-    sessions: HashMap<(u64, String, String), [u64; 3]>,
-}
-
-/// Sessions that are remembered: some 10 MiB. Those beyond are counted when they end.
-const SESSIONS_MAX: usize = 65_536;
-
-impl Subject for Tcp {
-    fn name(&self) -> &'static str {
-        "tcp"
-    }
-
-    fn kinds(&self) -> &'static [v1::Kind] {
-        &[v1::Kind::TcpSession]
-    }
-
-    fn texts(&self) -> &'static [&'static str] {
-        &["LPORT", "PEER"]
-    }
-
-    fn numbers(&self) -> &'static [Number] {
-        const NUMBERS: &[Number] = &[
-            number("BYTES/s", bytes),
-            number("SENT/s", bytes),
-            number("RECV/s", bytes),
-            number("SESSIONS", whole),
-            number("RETRANS", whole),
-            number("RTT(ms)", milliseconds),
-        ];
-        NUMBERS
-    }
-
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
-        let Some(Detail::TcpSession(session)) = &event.detail else {
-            return None;
-        };
-        let (local, remote) = (session.local.as_ref()?, session.remote.as_ref()?);
-        // A peer connects from another port each time.
-        let accepted = match session.direction() {
-            v1::TcpDirection::Accept => true,
-            v1::TcpDirection::Connect => false,
-            v1::TcpDirection::Unspecified => local.port < remote.port,
-        };
-        let cells = if accepted {
-            vec![local.port.to_string(), host(remote)]
-        } else {
-            vec![NONE.to_owned(), text::endpoint(Some(remote))]
-        };
-        let [sent, received, retransmits] = self.since_last(event.cgroup_id, session);
-        let rtt_known = u64::from(session.srtt_us != 0);
-        let sums = vec![
-            sent,
-            received,
-            retransmits,
-            1,
-            session.srtt_us.into(),
-            rtt_known,
-        ];
-        Some((cells, sums))
-    }
-
-    fn show(&self, sums: &[u64], seconds: f64) -> Vec<f64> {
-        let &[sent, received, retransmits, sessions, rtt_us, rtts] = sums else {
-            return vec![0.0; self.numbers().len()];
-        };
-        vec![
-            (sent + received) as f64 / seconds,
-            sent as f64 / seconds,
-            received as f64 / seconds,
-            sessions as f64,
-            retransmits as f64,
-            mean(rtt_us, rtts) / 1e3,
-        ]
-    }
-}
-
-impl Tcp {
-    /// What a session sent, received and sent again since the last report on it.
-    fn since_last(&mut self, cgroup_id: u64, session: &v1::TcpSession) -> [u64; 3] {
-        let key = (
-            cgroup_id,
-            text::endpoint(session.local.as_ref()),
-            text::endpoint(session.remote.as_ref()),
-        );
-        let now = [
-            session.bytes_sent,
-            session.bytes_received,
-            session.retransmits.into(),
-        ];
-        let Self { sessions } = self;
-        let before =
-            if session.open && (sessions.contains_key(&key) || sessions.len() < SESSIONS_MAX) {
-                sessions.insert(key, now)
-            } else {
-                sessions.remove(&key)
-            };
-        let before = match before {
-            Some(before) => before,
-            // How much of it happened in this interval is not known.
-            None if session.began_before => now,
-            // There was no room to remember it: it counts when it ends.
-            None if session.open && sessions.len() >= SESSIONS_MAX => now,
-            None => [0; 3],
-        };
-        std::array::from_fn(|at| now[at].saturating_sub(before[at]))
-    }
-}
-
-/// An end without its port.
-fn host(end: &v1::Endpoint) -> String {
-    match &end.workload {
-        Some(workload) => format!("{}/{}", workload.namespace, workload.pod),
-        None => end.address.clone(),
-    }
-}
-
-/// Opens and deletions of files.
-pub(super) struct Files;
-
-impl Subject for Files {
-    fn name(&self) -> &'static str {
-        "files"
-    }
-
-    fn kinds(&self) -> &'static [v1::Kind] {
-        &[v1::Kind::FileOpen, v1::Kind::FileDelete]
-    }
-
-    fn texts(&self) -> &'static [&'static str] {
-        &["PATH"]
-    }
-
-    fn numbers(&self) -> &'static [Number] {
-        const NUMBERS: &[Number] = &[
-            number("OPENS/s", count),
-            number("WRITES/s", count),
-            number("FAILED/s", count),
-            number("DELETED/s", count),
-        ];
-        NUMBERS
-    }
-
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
-        /// include/uapi/asm-generic/fcntl.h
-        const O_ACCMODE: u32 = 3;
-        let path = |path: &str, filename: &str| {
-            let shown = if path.is_empty() { filename } else { path };
-            vec![text::or_none(shown).to_owned()]
-        };
-        match event.detail.as_ref()? {
-            Detail::FileOpen(open) => {
-                let write = open.flags & O_ACCMODE != 0;
-                let sums = [1, write.into(), (open.error != 0).into(), 0];
-                Some((path(&open.path, &open.filename), sums.to_vec()))
-            }
-            Detail::FileDelete(delete) => {
-                let failed = delete.error != 0;
-                let sums = [0, 0, failed.into(), (!failed).into()];
-                Some((path(&delete.path, &delete.filename), sums.to_vec()))
-            }
-            Detail::Exec(_)
-            | Detail::Exit(_)
-            | Detail::Fork(_)
-            | Detail::TcpSession(_)
-            | Detail::TcpConnect(_)
-            | Detail::TcpReset(_)
-            | Detail::TcpRetransmit(_)
-            | Detail::BlockIo(_)
-            | Detail::BlockLatency(_)
-            | Detail::Drop(_)
-            | Detail::DropCount(_) => None,
-        }
-    }
-
-    fn show(&self, sums: &[u64], seconds: f64) -> Vec<f64> {
-        sums.iter().map(|sum| *sum as f64 / seconds).collect()
-    }
 }

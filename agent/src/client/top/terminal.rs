@@ -4,23 +4,28 @@ use std::{
     fs::File,
     io::{self, Write},
     sync::{
-        Once,
+        Arc, Once,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use anyhow::Context as _;
 use crossterm::{
-    cursor::{Hide, MoveTo, Show},
+    cursor::{Hide, Show},
     event::{Event, KeyCode, KeyEventKind, KeyModifiers, poll, read},
-    execute, queue,
-    style::Print,
-    terminal::{
-        Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode,
-        enable_raw_mode,
-    },
+    execute,
+    terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
 };
-use tokio::sync::mpsc;
+use ratatui::{
+    backend::{Backend as _, CrosstermBackend},
+    buffer::Buffer,
+    layout::Rect,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, mpsc},
+};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 
 use super::Poke;
@@ -81,41 +86,98 @@ fn tty() -> io::Result<File> {
     File::options().write(true).open("/dev/tty")
 }
 
-/// Columns and lines.
-pub(super) fn size() -> (usize, usize) {
+/// All of it.
+fn area() -> Rect {
     let (width, height) = crossterm::terminal::size().unwrap_or(USUAL_SIZE);
-    (width.into(), height.into())
+    // A terminal without a size has that of 0 × 0.
+    let (width, height) = match (width, height) {
+        (0, _) | (_, 0) => USUAL_SIZE,
+        size => size,
+    };
+    Rect::new(0, 0, width, height)
 }
 
-/// Draws lines over what is there.
-pub(super) fn draw(
-    lines: &[String],
-    (width, height): (usize, usize),
-    out: &mut dyn Write,
-) -> io::Result<()> {
-    // In one piece, so that it does not flicker.
-    let mut frame: Vec<u8> = Vec::new();
-    for (number, line) in lines.iter().take(height).enumerate() {
-        let shown: String = line.chars().take(width).collect();
-        let row = u16::try_from(number).unwrap_or(u16::MAX);
-        queue!(
-            frame,
-            MoveTo(0, row),
-            Print(shown),
-            Clear(ClearType::UntilNewLine)
-        )?;
-    }
-    if lines.len() < height {
-        let row = u16::try_from(lines.len()).unwrap_or(u16::MAX);
-        queue!(frame, MoveTo(0, row), Clear(ClearType::FromCursorDown))?;
-    }
-    out.write_all(&frame)?;
-    out.flush()
+/// What is on the screen.
+#[derive(Default)]
+pub(super) struct Canvas {
+    drawn: Buffer,
 }
 
-/// Keys as they are pressed, for as long as somebody listens.
-pub(super) fn keys() -> io::Result<impl Stream<Item = Poke> + Unpin> {
+impl Canvas {
+    /// Draws what is different now.
+    pub(super) fn draw(
+        &mut self,
+        render: impl FnOnce(Rect, &mut Buffer),
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
+        let area = area();
+        let mut next = Buffer::empty(area);
+        render(area, &mut next);
+        // In one piece, so that it does not flicker.
+        let mut frame: Vec<u8> = Vec::new();
+        let mut backend = CrosstermBackend::new(&mut frame);
+        if self.drawn.area != area {
+            backend.clear()?;
+            self.drawn = Buffer::empty(area);
+        }
+        backend.draw(self.drawn.diff(&next).into_iter())?;
+        self.drawn = next;
+        out.write_all(&frame)?;
+        out.flush()
+    }
+
+    /// The terminal may have lost what was drawn.
+    pub(super) fn forget(&mut self) {
+        self.drawn = Buffer::default();
+    }
+}
+
+/// Whoever looks has had enough.
+#[derive(Clone, Default)]
+pub(super) struct Enough {
+    pressed: Arc<Notify>,
+    /// Somebody takes what [`keys`] gives.
+    pub(super) heard: Arc<AtomicBool>,
+}
+
+impl Enough {
+    /// How long it may take to end in good order.
+    const GRACE: Duration = Duration::from_secs(2);
+
+    /// Returns when it was said and nobody listens to it, or not in time, or when it was said twice.
+    pub(super) async fn for_good(&self) {
+        self.pressed.notified().await;
+        if !self.heard.load(Ordering::SeqCst) {
+            return;
+        }
+        tokio::select! {
+            () = self.pressed.notified() => {}
+            () = tokio::time::sleep(Self::GRACE) => {}
+        }
+    }
+}
+
+/// What is pressed, or done to the terminal, from now on. A thread waits for it, and ends when nobody takes it any more.
+pub(super) fn keys(enough: Enough) -> anyhow::Result<impl Stream<Item = Poke> + Unpin> {
     let (sender, receiver) = mpsc::channel(KEYS_MAX);
+    let signals = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        // The terminal is gone.
+        SignalKind::hangup(),
+    ];
+    for kind in signals {
+        let mut told = signal(kind)
+            .with_context(|| format!("cannot listen to signal {}", kind.as_raw_value()))?;
+        let (sender, enough) = (sender.clone(), enough.clone());
+        tokio::spawn(async move {
+            while told.recv().await.is_some() {
+                enough.pressed.notify_one();
+                // If there is no room, what is there is read first, or never.
+                _ = sender.try_send(Poke::Quit);
+            }
+        });
+    }
     let wait = move || {
         while !sender.is_closed() {
             let pressed = match poll(LOOK) {
@@ -125,10 +187,16 @@ pub(super) fn keys() -> io::Result<impl Stream<Item = Poke> + Unpin> {
             };
             // A terminal that cannot be read has no keys.
             let Ok(pressed) = pressed else { return };
-            if let Some(poke) = meaning(&pressed)
-                && sender.blocking_send(poke).is_err()
-            {
-                return;
+            for poke in meaning(&pressed) {
+                // Before anything is heard no letter means anything else.
+                let early =
+                    !enough.heard.load(Ordering::SeqCst) && poke == Poke::Key(KeyCode::Char('q'));
+                if poke == Poke::Quit || early {
+                    enough.pressed.notify_one();
+                }
+                if sender.blocking_send(poke).is_err() {
+                    return;
+                }
             }
         }
     };
@@ -138,20 +206,20 @@ pub(super) fn keys() -> io::Result<impl Stream<Item = Poke> + Unpin> {
     Ok(ReceiverStream::new(receiver))
 }
 
-/// What a key means.
-pub(super) fn meaning(event: &Event) -> Option<Poke> {
+/// What a key means, as far as it means the same everywhere.
+pub(super) fn meaning(event: &Event) -> Vec<Poke> {
     let key = match event {
-        Event::Resize(..) => return Some(Poke::Resized),
+        Event::Resize(..) => return vec![Poke::Resized],
         Event::Key(key) if key.kind != KeyEventKind::Release => key,
-        _ => return None,
+        _ => return Vec::new(),
     };
-    match (key.code, key.modifiers.contains(KeyModifiers::CONTROL)) {
+    match (key.code, key.modifiers) {
         // No signal comes of it while the terminal is ours.
-        (KeyCode::Char('c' | 'd'), true) => Some(Poke::Quit),
-        (KeyCode::Char('q') | KeyCode::Esc, false) => Some(Poke::Quit),
-        (KeyCode::Left | KeyCode::Char('<' | 'h'), false) => Some(Poke::Left),
-        (KeyCode::Right | KeyCode::Char('>' | 'l'), false) => Some(Poke::Right),
-        (KeyCode::Char('r'), false) => Some(Poke::Reverse),
-        _ => None,
+        (KeyCode::Char('c' | 'd'), KeyModifiers::CONTROL) => vec![Poke::Quit],
+        (KeyCode::Char('l'), KeyModifiers::CONTROL) => vec![Poke::Resized],
+        (_, KeyModifiers::CONTROL) => Vec::new(),
+        // Escape and a key that came at once, as on a slow line.
+        (code, KeyModifiers::ALT) => vec![Poke::Key(KeyCode::Esc), Poke::Key(code)],
+        (code, _) => vec![Poke::Key(code)],
     }
 }

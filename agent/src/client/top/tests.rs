@@ -1,13 +1,13 @@
 //! Rankings of canned events.
 
-use crossterm::event::{Event, KeyCode, KeyEvent, KeyModifiers};
+use crossterm::event::{Event, KeyEvent, KeyModifiers};
 
 use super::*;
-use crate::client::{columns::Who, stream::Printer};
+use crate::client::{columns::Who, stream::Printer as _};
 use dinle_proto::v1::event::Detail;
 use subjects::Subject as _;
 
-fn who(pod: &str) -> Who {
+pub(super) fn who(pod: &str) -> Who {
     Who {
         node: "n1".to_owned(),
         namespace: "shop".to_owned(),
@@ -17,7 +17,7 @@ fn who(pod: &str) -> Who {
     }
 }
 
-fn event(detail: Detail) -> v1::Event {
+pub(super) fn event(detail: Detail) -> v1::Event {
     v1::Event {
         cgroup_id: 7,
         detail: Some(detail),
@@ -25,7 +25,7 @@ fn event(detail: Detail) -> v1::Event {
     }
 }
 
-fn latency(operation: v1::BlockOperation, bytes: u64, buckets: &[u64]) -> v1::Event {
+pub(super) fn latency(operation: v1::BlockOperation, bytes: u64, buckets: &[u64]) -> v1::Event {
     let count = buckets.iter().sum::<u64>();
     event(Detail::BlockLatency(v1::BlockLatency {
         disk: "vda".to_owned(),
@@ -39,7 +39,7 @@ fn latency(operation: v1::BlockOperation, bytes: u64, buckets: &[u64]) -> v1::Ev
     }))
 }
 
-fn snapshot(seconds: i64) -> v1::Snapshot {
+pub(super) fn snapshot(seconds: i64) -> v1::Snapshot {
     let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
     v1::Snapshot {
         start: at(100),
@@ -49,7 +49,7 @@ fn snapshot(seconds: i64) -> v1::Snapshot {
 }
 
 fn lines(subject: Box<dyn Subject>, sort: Option<&str>) -> Ranking {
-    Ranking::new(subject, sort, Output::Lines { rows: 20 }).expect("a column")
+    Ranking::new(subject, sort, 20).expect("a column")
 }
 
 fn squeezed(out: &[u8]) -> Vec<String> {
@@ -113,72 +113,46 @@ fn a_percentile_is_the_bound_of_its_bucket() {
 }
 
 #[test]
-fn keys_change_the_order_of_what_is_shown() {
-    let mut ranking = lines(Box::new(Disk), Some("pod"));
-    let mut out = Vec::new();
-    for (pod, bytes, buckets) in [("b", 10, [2, 0]), ("a", 30, [1, 0]), ("c", 20, [3, 0])] {
-        let event = latency(v1::BlockOperation::Read, bytes, &buckets);
-        ranking
-            .event(&event, &who(pod), &mut out)
-            .expect("a Vec takes all");
-    }
-    ranking
-        .snapshot_end(&snapshot(1), &mut out)
-        .expect("a Vec takes all");
-    let mut pods = |poke: Option<Poke>| {
-        if let Some(poke) = poke {
-            out.clear();
-            let flow = ranking.poke(poke, &mut out).expect("a Vec takes all");
-            assert!(flow.is_continue());
-        }
-        let rows = squeezed(&out);
-        let rows = rows.iter().filter(|line| line.starts_with("n1"));
-        rows.map(|line| line.split(' ').nth(2).unwrap_or_default().to_owned())
-            .collect::<String>()
+fn keys_come_as_they_are_and_some_mean_the_same_everywhere() {
+    let pressed = |code, modifiers| {
+        let event = Event::Key(KeyEvent::new(code, modifiers));
+        terminal::meaning(&event)
     };
-    assert_eq!(pods(None), "abc", "texts in their order");
-    assert_eq!(pods(Some(Poke::Reverse)), "cba");
-    assert_eq!(pods(Some(Poke::Reverse)), "abc");
-    // CONTAINER, DISK, OPERATION, BYTES/s
-    for _ in 0..3 {
-        pods(Some(Poke::Right));
+    let q = KeyCode::Char('q');
+    let table = [
+        (
+            KeyCode::Left,
+            KeyModifiers::NONE,
+            vec![Poke::Key(KeyCode::Left)],
+        ),
+        (q, KeyModifiers::NONE, vec![Poke::Key(q)]),
+        (q, KeyModifiers::CONTROL, vec![]),
+        (
+            q,
+            KeyModifiers::ALT,
+            vec![Poke::Key(KeyCode::Esc), Poke::Key(q)],
+        ),
+        (
+            KeyCode::Char('S'),
+            KeyModifiers::SHIFT,
+            vec![Poke::Key(KeyCode::Char('S'))],
+        ),
+        (KeyCode::Char('c'), KeyModifiers::CONTROL, vec![Poke::Quit]),
+        (KeyCode::Char('d'), KeyModifiers::CONTROL, vec![Poke::Quit]),
+        (
+            KeyCode::Char('l'),
+            KeyModifiers::CONTROL,
+            vec![Poke::Resized],
+        ),
+    ];
+    for (code, modifiers, pokes) in table {
+        assert_eq!(pressed(code, modifiers), pokes, "{code:?} {modifiers:?}");
     }
-    assert_eq!(pods(Some(Poke::Right)), "acb", "numbers, the largest first");
-    assert_eq!(pods(Some(Poke::Right)), "cba", "REQ/s");
-    assert_eq!(pods(Some(Poke::Left)), "acb");
-    // Round to the last column.
-    for _ in 0..6 {
-        pods(Some(Poke::Left));
-    }
-    assert_eq!(pods(Some(Poke::Left)), "abc", "QUE(ms) is equal: by name");
-    assert_eq!(pods(Some(Poke::Resized)), "abc");
-    assert!(
-        ranking
-            .poke(Poke::Quit, &mut Vec::new())
-            .is_ok_and(|flow| flow.is_break())
-    );
+    assert_eq!(terminal::meaning(&Event::Resize(80, 24)), [Poke::Resized]);
+    assert_eq!(terminal::meaning(&Event::FocusGained), []);
 }
 
-#[test]
-fn keys_mean_what_the_help_says() {
-    let key = |code, modifiers| Event::Key(KeyEvent::new(code, modifiers));
-    let plain = |code| terminal::meaning(&key(code, KeyModifiers::NONE));
-    assert_eq!(plain(KeyCode::Left), Some(Poke::Left));
-    assert_eq!(plain(KeyCode::Right), Some(Poke::Right));
-    assert_eq!(plain(KeyCode::Char('r')), Some(Poke::Reverse));
-    assert_eq!(plain(KeyCode::Char('q')), Some(Poke::Quit));
-    assert_eq!(plain(KeyCode::Esc), Some(Poke::Quit));
-    assert_eq!(plain(KeyCode::Char('x')), None);
-    let interrupt = key(KeyCode::Char('c'), KeyModifiers::CONTROL);
-    assert_eq!(terminal::meaning(&interrupt), Some(Poke::Quit));
-    assert_eq!(
-        terminal::meaning(&Event::Resize(80, 24)),
-        Some(Poke::Resized)
-    );
-    assert_eq!(terminal::meaning(&Event::FocusGained), None);
-}
-
-fn end(address: &str, port: u32) -> Option<v1::Endpoint> {
+pub(super) fn end(address: &str, port: u32) -> Option<v1::Endpoint> {
     Some(v1::Endpoint {
         address: address.to_owned(),
         port,
@@ -186,7 +160,12 @@ fn end(address: &str, port: u32) -> Option<v1::Endpoint> {
     })
 }
 
-fn session(direction: v1::TcpDirection, port: u32, sent: u64, open: bool) -> v1::TcpSession {
+pub(super) fn session(
+    direction: v1::TcpDirection,
+    port: u32,
+    sent: u64,
+    open: bool,
+) -> v1::TcpSession {
     let (local, remote) = match direction {
         v1::TcpDirection::Accept => (end("10.0.0.1", 80), end("10.0.0.2", port)),
         v1::TcpDirection::Connect | v1::TcpDirection::Unspecified => {
@@ -239,7 +218,7 @@ fn sessions_count_what_they_did_since_the_last_report() {
         let (cells, sums) = tcp
             .take(&event(Detail::TcpSession(session)))
             .expect("a session");
-        (cells.join(" "), sums)
+        (cells.join(" "), sums[..6].to_vec())
     };
     let own = "- 10.0.0.9:5432".to_owned();
     assert_eq!(
@@ -280,6 +259,11 @@ fn sessions_count_what_they_did_since_the_last_report() {
         tcp.take(&latency(v1::BlockOperation::Read, 1, &[1]))
             .is_none()
     );
+    // 2000 µs is in the bucket of 1024 to 2048.
+    let (_, sums) = tcp
+        .take(&event(Detail::TcpSession(session(Connect, 1, 0, false))))
+        .expect("a session");
+    assert_eq!(sums[6..], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 }
 
 #[test]
@@ -371,7 +355,7 @@ fn rows_beyond_the_bound_are_together() {
 
 #[test]
 fn a_column_that_is_not_there_is_refused() {
-    let refused = Ranking::new(Box::new(Files), Some("size"), Output::Lines { rows: 1 });
+    let refused = Ranking::new(Box::new(Files), Some("size"), 1);
     assert_eq!(
         refused.err().as_deref(),
         Some(
@@ -381,27 +365,91 @@ fn a_column_that_is_not_there_is_refused() {
 }
 
 #[test]
-fn text_cannot_take_over_the_terminal_and_leaves_room_for_numbers() {
-    let mut ranking = Ranking::new(Box::new(Files), None, Output::Terminal(Notes::default()))
-        .unwrap_or_else(|error| panic!("{error}"));
-    let open = v1::FileOpen {
-        path: format!("/{}\u{1b}[2J/end", "x".repeat(100)),
-        ..Default::default()
+fn processes_count_executions_ends_and_how_long_they_lived() {
+    let mut process = Process;
+    let of = |detail| v1::Event {
+        process: Some(v1::Process {
+            comm: "sh".to_owned(),
+            ..Default::default()
+        }),
+        ..event(detail)
     };
+    let exit = |code, signal, millis: i32| {
+        of(Detail::Exit(v1::Exit {
+            code,
+            signal,
+            duration: Some(prost_types::Duration {
+                seconds: 0,
+                nanos: millis * 1_000_000,
+            }),
+            ..Default::default()
+        }))
+    };
+    let mut rows = sums::Rows::new();
+    for event in [
+        of(Detail::Exec(v1::Exec::default())),
+        of(Detail::Exec(v1::Exec::default())),
+        exit(0, 0, 1),
+        exit(3, 0, 1),
+        exit(0, 9, 10),
+        exit(0, 0, 0),
+    ] {
+        let (cells, sums) = process.take(&event).expect("it counts");
+        assert_eq!(cells, ["sh"]);
+        sums::add(&mut rows, sums::key(&who("web"), cells), &sums);
+    }
+    let row = rows.values().next().expect("a row");
+    // The 99th of a hundred of them would have lived up to 16.384 ms.
+    assert_eq!(process.show(row, 2.0), [1.0, 2.0, 1.0, 3.0, 16.384]);
+    let mut buckets = vec![0; 14];
+    (buckets[0], buckets[9], buckets[13]) = (1, 2, 1);
+    assert_eq!(
+        process.drawing(&rows, &|_| true),
+        subjects::Drawing::Spans(buckets)
+    );
+    assert_eq!(
+        process.drawing(&rows, &|_| false),
+        subjects::Drawing::Spans(Vec::new())
+    );
+    let fork = of(Detail::Fork(v1::Fork::default()));
+    assert_eq!(process.take(&fork), None);
+}
+
+#[test]
+fn drops_are_ranked_by_packets() {
+    let mut ranking = lines(Box::new(Drops), None);
     let mut out = Vec::new();
-    let event = event(Detail::FileOpen(open));
-    let long = "p".repeat(100);
+    for (reason, port, count) in [
+        ("NO_SOCKET", 80, 4),
+        ("NETFILTER_DROP", 443, 9),
+        ("NO_SOCKET", 81, 2),
+    ] {
+        let count = v1::DropCount {
+            reason: reason.to_owned(),
+            protocol: 6,
+            ether_type: 0x0800,
+            port,
+            count,
+            bytes: 60 * count,
+            ..Default::default()
+        };
+        ranking
+            .event(&event(Detail::DropCount(count)), &who("web"), &mut out)
+            .expect("a Vec takes all");
+    }
     ranking
-        .event(&event, &who(&long), &mut out)
+        .snapshot_end(&snapshot(1), &mut out)
         .expect("a Vec takes all");
-    ranking
-        .poke(Poke::Tick, &mut out)
-        .map(|_| ())
-        .expect("a Vec takes all");
-    let text = String::from_utf8(out).expect("UTF-8");
-    assert!(!text.contains("\u{1b}[2J"), "{text:?}");
-    assert!(text.contains("dinle top files"), "{text:?}");
-    assert!(text.contains("(←→ column"), "{text:?}");
+    assert_eq!(
+        squeezed(&out),
+        [
+            "NODE NAMESPACE POD CONTAINER REASON PROTO PORT PACKETS/s BYTES/s",
+            "n1 shop web app NETFILTER_DROP TCP 443 9.0 540",
+            "n1 shop web app NO_SOCKET TCP 80 4.0 240",
+            "n1 shop web app NO_SOCKET TCP 81 2.0 120",
+            "",
+        ]
+    );
 }
 
 #[test]
