@@ -55,12 +55,18 @@ struct Frame<P> {
 /// Emits a frame without a tail. `fill` gets a zeroed payload.
 #[inline(always)]
 pub fn fixed<P: Payload>(subject: Subject, fill: impl FnOnce(*mut P)) {
+    let Some(counts) = counts(subject, P::KIND) else {
+        return;
+    };
+    // SAFETY: an element of a per-CPU array is always valid.
+    unsafe { increment(&raw mut (*counts).seen) };
     if !within_rate(subject, P::KIND) {
-        return limited(subject, P::KIND);
+        // SAFETY: as above.
+        return unsafe { increment(&raw mut (*counts).limited) };
     }
-    count(subject, P::KIND, |counts| &raw mut counts.seen);
     let Some(mut slot) = EVENTS.reserve::<Frame<P>>(0) else {
-        return count(subject, P::KIND, |counts| &raw mut counts.lost);
+        // SAFETY: as above.
+        return unsafe { increment(&raw mut (*counts).lost) };
     };
     let frame = slot.as_mut_ptr();
     // SAFETY: the reservation is as large as a frame; every byte of it is written before it is submitted.
@@ -188,9 +194,15 @@ pub fn missed(subject: Subject, kind: Kind) {
     count(subject, kind, |counts| &raw mut counts.missed);
 }
 
+/// This CPU's counts. There always are some.
+#[inline(always)]
+fn counts(subject: Subject, kind: Kind) -> Option<*mut Counts> {
+    COUNTS.get_ptr_mut(subject.slot * Kind::TABLE + kind as u32)
+}
+
 #[inline(always)]
 fn count(subject: Subject, kind: Kind, field: impl FnOnce(&mut Counts) -> *mut u64) {
-    if let Some(counts) = COUNTS.get_ptr_mut(subject.slot * Kind::TABLE + kind as u32) {
+    if let Some(counts) = counts(subject, kind) {
         // SAFETY: an element of a per-CPU array is always valid.
         unsafe { increment(field(&mut *counts)) };
     }
