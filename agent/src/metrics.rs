@@ -442,36 +442,47 @@ fn costs(costs: &Costs, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt:
     let Costs {
         budget, programs, ..
     } = costs;
-    for (name, help, percent) in [
-        (
-            "budget_cpu_ratio",
-            "What --budget-cpu allows, of one CPU; 0: no budget",
-            budget.limit_percent,
-        ),
-        (
-            "programs_cpu_ratio",
-            "What programs in the kernel took of one CPU in the last second in which they were measured",
-            budget.programs_percent,
-        ),
-        (
-            "agent_cpu_ratio",
-            "What the agent's own threads took of one CPU in that second",
-            budget.agent_percent,
-        ),
-    ] {
+    let mut one = |name, help, percent: f64| {
         let family = out.encode_descriptor(name, help, None, gauge)?;
-        ConstGauge::new(percent / 100.0).encode(family)?;
-    }
-    let help = "Kinds of streams that are told less than everything, because the agent was over its budget";
-    let family = out.encode_descriptor("budget_shed", help, None, gauge)?;
+        ConstGauge::new(percent / 100.0).encode(family)
+    };
+    one(
+        "budget_cpu_ratio",
+        "What --budget-cpu allows, of one CPU; 0: no budget",
+        budget.limit_percent,
+    )?;
+    one(
+        "programs_cpu_ratio",
+        "What programs in the kernel took of one CPU in the last second in which they were measured",
+        budget.programs_percent,
+    )?;
+    one(
+        "agent_cpu_ratio",
+        "What the agent's own threads took of one CPU in that second",
+        budget.agent_percent,
+    )?;
+    let family = out.encode_descriptor(
+        "budget_shed",
+        "Kinds of streams that are told less than everything, because the agent was over its budget",
+        None,
+        gauge,
+    )?;
     ConstGauge::new(i64::from(budget.shed)).encode(family)?;
-    let help = "Times that a kind of a stream was told less, or more again";
-    let mut family = out.encode_descriptor("budget_steps", help, None, counter)?;
+    let mut family = out.encode_descriptor(
+        "budget_steps",
+        "Times that a kind of a stream was told less, or more again",
+        None,
+        counter,
+    )?;
     for (direction, steps) in [("down", budget.steps_down), ("up", budget.steps_up)] {
         ConstCounter::new(steps).encode(family.encode_family(&[("direction", direction)])?)?;
     }
-    let help = "What a program took of one CPU in the last second in which it was measured";
-    let mut family = out.encode_descriptor("program_cpu_ratio", help, None, gauge)?;
+    let mut family = out.encode_descriptor(
+        "program_cpu_ratio",
+        "What a program took of one CPU in the last second in which it was measured",
+        None,
+        gauge,
+    )?;
     for (hook, cost) in programs {
         let ratio = ConstGauge::new(cost.cpu_percent / 100.0);
         ratio.encode(family.encode_family(&[("hook", &**hook)])?)?;

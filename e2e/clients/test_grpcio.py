@@ -95,8 +95,9 @@ def test_who_listens_to_what_is_listed(observer, v1, streams):
     request = v1.SubscribeRequest(kinds=[v1.KIND_EXIT], selector=v1.Selector(namespaces=["shop"]))
     streams(0)
     first = observer.Subscribe(request, timeout=PATIENCE_SECONDS)
+    ids = [next(first).plan.stream_id]
     second = observer.Subscribe(v1.SubscribeRequest(kinds=[v1.KIND_EXEC]), timeout=PATIENCE_SECONDS)
-    ids = [next(call).plan.stream_id for call in (first, second)]
+    ids.append(next(second).plan.stream_id)
     streams(2)
     answer = observer.ListSubscriptions(v1.ListSubscriptionsRequest())
     # Nobody is asked who they are, so that there is nobody from whom to keep it.

@@ -214,7 +214,7 @@ def families() -> list[tuple[str, str, str, list[str], str]]:
     for at, match in enumerate(matches):
         how, name, help, rest = match.groups()
         if how == "one":
-            kind = {"u64": "counter", "i64": "gauge"}[[number for start, number in ones if start < match.start()][-1]]
+            kind = {"u64": "counter", "i64": "gauge", "f64": "gauge"}[[number for start, number in ones if start < match.start()][-1]]
             labels = []
         else:
             kind = "counter" if "counter" in rest else "gauge"
@@ -241,7 +241,7 @@ def metrics() -> str:
             "# Metrics\n",
             "<!-- Made of agent/src/metrics.rs by e2e/docs. -->\n",
             "What an agent serves at `/metrics` (`--http`), for Prometheus, in the format of OpenMetrics. It asks nobody who they are, and "
-            "names neither pods nor users.\n",
+            "names neither pods nor users. An agent that [exports](../exporters.md#when-a-receiver-is-slow-or-away) tells of that too.\n",
             "| name | type | labels | meaning | |",
             "|---|---|---|---|---|",
             *rows,

@@ -132,8 +132,9 @@ fn limited(subject: Subject, kind: Kind) {
 /// Whether that slot and kind may have another frame; takes its token.
 #[inline(always)]
 fn within_rate(subject: Subject, kind: Kind) -> bool {
+    // There always is one.
     let Some(rate) = RATES.get_ptr_mut(subject.slot * Kind::TABLE + kind as u32) else {
-        return true;
+        return false;
     };
     // SAFETY: an element of an array map is always valid. A read or write that races with the agent's, or with another CPU's, lets an event
     // more or less pass.
