@@ -219,18 +219,7 @@ fn dropped(skb: Ptr, location: u64, args: Ptr) -> i32 {
     let buffer = Buffer::of(skb);
     let bytes = buffer.bytes(skb);
     let Packet { ends, protocol } = Packet::read(buffer, ether_type);
-    if kinds & Kind::DropCount.bit() != 0 {
-        let key = DropKey {
-            cgroup_id: subject.cgroup_id,
-            reason,
-            ether_type,
-            protocol,
-            port: ends.remote_port,
-            attribution,
-            turn: DROP_TURN.get(0).copied().unwrap_or_default(),
-        };
-        count(subject, &key, bytes);
-    }
+    // The longer one first: the verifier walks what follows for each way that leads out of it.
     if kinds & Kind::Drop.bit() != 0 {
         emit::fixed::<Drop>(subject, |drop| {
             // SAFETY: `drop` is a zeroed payload.
@@ -248,6 +237,18 @@ fn dropped(skb: Ptr, location: u64, args: Ptr) -> i32 {
                 }
             }
         });
+    }
+    if kinds & Kind::DropCount.bit() != 0 {
+        let key = DropKey {
+            cgroup_id: subject.cgroup_id,
+            reason,
+            ether_type,
+            protocol,
+            port: ends.remote_port,
+            attribution,
+            turn: DROP_TURN.get(0).copied().unwrap_or_default(),
+        };
+        count(subject, &key, bytes);
     }
     0
 }
