@@ -145,7 +145,8 @@ async fn run(arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
 
 /// Writes all pages into a directory, or prints one.
 fn man(directory: Option<&Path>, page: Option<&str>) -> anyhow::Result<ExitCode> {
-    let mut cli = Cli::command();
+    // Whoever has `man` needs no pages on `dinle help`.
+    let mut cli = Cli::command().disable_help_subcommand(true);
     // Names below are those of all of it: `dinle-top`.
     cli.build();
     if let Some(directory) = directory {

@@ -94,7 +94,7 @@ pub enum Command {
     /// Print which packets the kernel drops, and why
     #[command(long_about = tools::drop::PKTDROP)]
     Pktdrop(Pktdrop),
-    /// Rank what pods do with disks, TCP sessions or files, anew at every interval
+    /// Rank what pods do, anew at every interval: processes, files, TCP sessions, disks, dropped packets
     #[command(long_about = top::LONG_ABOUT)]
     Top(Top),
     /// List who runs on the node: pods, containers, cgroups

@@ -103,6 +103,23 @@ def test_the_reference_is_of_what_is_there(name):
     reference.check_kept(reference.REFERENCE / f"{name}.md", getattr(reference, name)())
 
 
+def test_pages_for_man_say_what_the_help_says(tmp_path):
+    def man(*arguments) -> subprocess.CompletedProcess:
+        return subprocess.run([reference.binary(), "man", *arguments], capture_output=True, text=True, timeout=60)
+
+    assert man("--directory", tmp_path / "new/man1").returncode == 0
+    pages = {page.name: page.read_text() for page in (tmp_path / "new/man1").iterdir()}
+    assert set(pages) == {"dinle.1", *(f"dinle-{name}.1" for name in reference.commands())}
+    for name in reference.commands():
+        page = pages[f"dinle-{name}.1"].replace("\\-", "-")
+        flags = set(re.findall(r"^ {2,6}(?:-\w, )?(--[\w-]+)", reference.help_of(name), re.MULTILINE))
+        assert flags and not {flag for flag in flags if flag not in page}, name
+    one = man("top")
+    assert (one.returncode, one.stdout) == (0, pages["dinle-top.1"])
+    wrong = man("nope")
+    assert wrong.returncode == 1 and "there is no command nope" in wrong.stderr
+
+
 def test_each_message_is_told_of():
     text = (reference.REFERENCE / "api.md").read_text()
     undescribed = re.findall(r"^\| `(\w+)` \|.*\|  \|$", text, re.MULTILINE)

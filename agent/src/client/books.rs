@@ -481,6 +481,43 @@ mod tests {
     }
 
     #[test]
+    fn totals_are_of_all_kinds_and_streams() {
+        let mut one = Ledger::default();
+        one.heartbeat(&heartbeat(&[
+            books(Kind::Exec, 9, 0, 7, &[(LossStage::KernelRing, 2)]),
+            books(Kind::Exit, 3, 0, 2, &[(LossStage::ClientQueue, 1)]),
+        ]));
+        assert_eq!(
+            one.totals().to_string(),
+            "matched 12 = delivered 0 + queued 9 + lost 3 (KERNEL_RING 2, CLIENT_QUEUE 1)"
+        );
+        let mut two = Ledger::default();
+        two.heartbeat(&heartbeat(&[books(
+            Kind::Exec,
+            1,
+            0,
+            0,
+            &[(LossStage::KernelRing, 1)],
+        )]));
+        two.loss(&loss(LossStage::KernelRing, 5));
+        let mut both = one.totals();
+        both.add(&two.totals());
+        assert_eq!(
+            both.to_string(),
+            "matched 13 = delivered 0 + queued 9 + lost 4 (KERNEL_RING 3, CLIENT_QUEUE 1), and 4 since"
+        );
+        assert_eq!(both.lost(), 8);
+        assert_eq!(both.wrong, None);
+        two.heartbeat(&heartbeat(&[books(Kind::Exec, 2, 1, 0, &[])]));
+        both.add(&two.totals());
+        assert!(both.wrong.is_some(), "one that is wrong makes all wrong");
+        assert_eq!(
+            Totals::default().to_string(),
+            "matched 0 = delivered 0 + lost 0"
+        );
+    }
+
+    #[test]
     fn every_contradiction_is_found() {
         type Story = fn(&mut Ledger);
         let table: [(Story, &str); 6] = [
