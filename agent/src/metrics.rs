@@ -474,7 +474,8 @@ fn costs(costs: &Costs, out: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt:
         None,
         counter,
     )?;
-    for (direction, steps) in [("down", budget.steps_down), ("up", budget.steps_up)] {
+    let steps = [budget.steps_down, budget.steps_up];
+    for (direction, steps) in ["down", "up"].into_iter().zip(steps) {
         ConstCounter::new(steps).encode(family.encode_family(&[("direction", direction)])?)?;
     }
     let mut family = out.encode_descriptor(

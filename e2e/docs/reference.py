@@ -174,16 +174,17 @@ def help_of(*command: str) -> str:
     return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
 
 
-def commands() -> list[str]:
-    """Names of the commands, in the order of the help."""
-    listed = help_of().split("Commands:\n", 1)[1].split("\n\n", 1)[0]
-    return [name for name in re.findall(r"^  ([a-z]+)", listed, re.MULTILINE) if name != "help"]
+def commands(*within: str) -> list[str]:
+    """Names of the commands, in the order of the help: each before those that are below it, such as `config check`."""
+    listed = help_of(*within).partition("Commands:\n")[2].split("\n\n", 1)[0]
+    names = [name for name in re.findall(r"^  ([a-z]+)", listed, re.MULTILINE) if name != "help"]
+    return [" ".join(command) for name in names for command in [(*within, name), *((below,) for below in commands(*within, name))]]
 
 
 def cli() -> str:
     """The command line, as --help tells of it."""
     pages = [
-        f"## dinle {name}\n\n```text\n{help_of(name)}\n```\n"
+        f"## dinle {name}\n\n```text\n{help_of(*name.split())}\n```\n"
         for name in commands()
     ]
     return "\n".join(
