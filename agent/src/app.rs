@@ -180,12 +180,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             config.auth_audiences.clone(),
         )))),
     };
+    let connections = Arc::<listen::Counts>::default();
     let health = Health {
         hub: hub.clone(),
         index: index.clone(),
         stats,
         node: node.clone(),
         alive: Arc::new(Alive::default()),
+        connections: connections.clone(),
         tls,
         auth: auth.clone(),
     };
@@ -226,7 +228,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 .build_v1alpha()
                 .context("reflection")?,
         )
-        .serve_with_incoming_shutdown(Listener::incoming(grpc), async {
+        .serve_with_incoming_shutdown(Listener::incoming(grpc, &connections), async {
             // A sender that is gone means the same.
             _ = drained.await;
         });
