@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build dist test demo bench vm cluster check fix clean
+.PHONY: help build dist test demo bench fuzz vm cluster check fix clean
 
 # dev, release or dist.
 PROFILE ?= dev
@@ -32,6 +32,9 @@ bench: ## run the benchmarks
 	@e2e/setup build
 	cargo bench
 
+fuzz: ## fuzz what reads bytes from elsewhere, each target for DINLE_FUZZ_SECONDS=20
+	@e2e/run-tests fuzz
+
 vm: ## run the kernel tests in virtual machines (KERNELS="5.10 6.12", or all)
 	@e2e/setup build
 	@e2e/setup vm
@@ -44,6 +47,7 @@ cluster: ## run the cluster tests: in the cluster of KUBECONFIG, or in one that 
 check: ## look for what is wrong without running it: rustfmt, clippy, buf, shellcheck, cargo-deny
 	@e2e/setup check
 	cargo fmt --all --check
+	cargo fmt --manifest-path agent/fuzz/Cargo.toml --check
 	DINLE_EBPF_DENY_WARNINGS=1 cargo clippy --workspace --all-targets --locked -- -D warnings
 	target/venv/bin/buf lint proto
 	target/venv/bin/buf format --diff --exit-code proto
@@ -58,6 +62,7 @@ fix: ## repair what rustfmt, clippy and buf can repair themselves
 	@e2e/setup check
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	cargo fmt --all
+	cargo fmt --manifest-path agent/fuzz/Cargo.toml
 	target/venv/bin/buf format --write proto
 
 clean: ## remove what was built

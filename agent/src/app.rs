@@ -197,12 +197,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let (watchdog, stats, hub) = (watchdog.clone(), stats.clone(), hub.clone());
         async move { watchdog.watch(stats, hub).await }
     });
+    let connections = Arc::<listen::Counts>::default();
     let health = Health {
         hub: hub.clone(),
         index: index.clone(),
         stats,
         node: node.clone(),
         watchdog,
+        connections: connections.clone(),
         tls,
         auth: auth.clone(),
         exporters: exporters.clone(),
@@ -253,7 +255,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 .build_v1alpha()
                 .context("reflection")?,
         )
-        .serve_with_incoming_shutdown(Listener::incoming(grpc), async {
+        .serve_with_incoming_shutdown(Listener::incoming(grpc, &connections), async {
             // A sender that is gone means the same.
             _ = drained.await;
         });

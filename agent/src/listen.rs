@@ -1,7 +1,8 @@
 //! LISTEN: where clients connect, over TCP, over TLS, and by a Unix socket; and what each connection tells of who is at its other end.
 //!
-//! A handshake runs in a task of its own, and within a time: one that hangs keeps nobody waiting.
+//! A connection begins in a task of its own, and within a time: one that hangs keeps nobody waiting.
 
+mod begin;
 mod socket;
 mod tls;
 
@@ -14,7 +15,10 @@ use std::{
     path::PathBuf,
     pin::Pin,
     str::FromStr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -24,16 +28,16 @@ use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{AbortHandle, JoinSet},
-    time::timeout,
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::transport::server::Connected;
 
+use begin::OnItsWay;
 use socket::Socket;
 
-/// How long a client may take to shake hands.
+/// How long a client may take to shake hands, and to say its first words.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Clients that shake hands at a time. One more, and the one that has taken longest goes: who means it needs milliseconds.
+/// Clients that do so at a time. One more, and the one that has taken longest goes: who means it needs milliseconds.
 const HANDSHAKES: usize = 256;
 /// Connections that the server has not taken yet.
 const WAITING: usize = 64;
@@ -120,6 +124,51 @@ pub struct Subject {
     pub groups: Vec<String>,
 }
 
+/// Connections of all listeners.
+#[derive(Debug, Default)]
+pub struct Counts {
+    open: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Counts {
+    /// Those that are open, or begin.
+    pub fn open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Those that did not begin as they should, or took too long for it.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+/// One of [`CONNECTIONS`].
+struct Place {
+    counts: Arc<Counts>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    fn new(permit: OwnedSemaphorePermit, counts: Arc<Counts>) -> Self {
+        counts.open.fetch_add(1, Ordering::Relaxed);
+        Self {
+            counts,
+            _permit: permit,
+        }
+    }
+
+    fn refused(&self) {
+        self.counts.refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.counts.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// An open place to listen at.
 pub struct Listener {
     address: Address,
@@ -154,22 +203,25 @@ impl Listener {
     }
 
     /// Connections, ready for gRPC. Ends them when it is dropped.
-    pub fn incoming(listeners: Vec<Self>) -> impl Stream<Item = io::Result<Connection>> {
+    pub fn incoming(
+        listeners: Vec<Self>,
+        counts: &Arc<Counts>,
+    ) -> impl Stream<Item = io::Result<Connection>> + use<> {
         let (sender, receiver) = mpsc::channel(WAITING);
         for listener in listeners {
-            tokio::spawn(listener.accept(sender.clone()));
+            tokio::spawn(listener.accept(counts.clone(), sender.clone()));
         }
         ReceiverStream::new(receiver)
     }
 
-    async fn accept(self, out: mpsc::Sender<io::Result<Connection>>) {
+    async fn accept(self, counts: Arc<Counts>, out: mpsc::Sender<io::Result<Connection>>) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let next = || async {
             let place = places.clone().acquire_owned().await;
             // Nobody closes it.
             let place = place.map_err(io::Error::other)?;
             let (stream, address) = self.next().await?;
-            Ok::<_, io::Error>((stream, address, place))
+            Ok::<_, io::Error>((stream, address, Place::new(place, counts.clone())))
         };
         let mut handshakes = JoinSet::new();
         let mut order: VecDeque<AbortHandle> = VecDeque::new();
@@ -178,29 +230,28 @@ impl Listener {
                 () = out.closed() => return,
                 // One that had to go, or failed, is no connection.
                 Some(done) = handshakes.join_next() => done.ok().flatten(),
-                accepted = next() => match (accepted, &self.kind) {
-                    (Ok((stream, address, place)), Kind::Tls(_, tls)) => {
-                        order.retain(|handshake| !handshake.is_finished());
-                        if order.len() == HANDSHAKES && let Some(longest) = order.pop_front() {
-                            longest.abort();
-                            tls.refused();
+                accepted = next() => {
+                    match accepted {
+                        Ok((stream, address, place)) => {
+                            order.retain(|handshake| !handshake.is_finished());
+                            if order.len() == HANDSHAKES && let Some(longest) = order.pop_front() {
+                                longest.abort();
+                            }
+                            let tls = match &self.kind {
+                                Kind::Tls(_, tls) => Some(tls.clone()),
+                                Kind::Tcp(_) | Kind::Unix(_) => None,
+                            };
+                            order.push_back(handshakes.spawn(OnItsWay::new(place, tls).arrive(stream, address)));
                         }
-                        order.push_back(handshakes.spawn(shake_hands(stream, address, place, tls.clone())));
-                        None
+                        // It went before it was taken.
+                        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => (),
+                        Err(error) => {
+                            tracing::warn!(listen = %self.address, %error, "a connection could not be taken");
+                            tokio::time::sleep(FULL).await;
+                        }
                     }
-                    (Ok((stream, address, place)), Kind::Tcp(_) | Kind::Unix(_)) => Some(Connection {
-                        stream,
-                        _place: place,
-                        peer: Peer { address, certificate: None },
-                    }),
-                    // It went before it was taken.
-                    (Err(error), _) if error.kind() == io::ErrorKind::ConnectionAborted => None,
-                    (Err(error), _) => {
-                        tracing::warn!(listen = %self.address, %error, "a connection could not be taken");
-                        tokio::time::sleep(FULL).await;
-                        None
-                    }
-                },
+                    None
+                }
             };
             if let Some(connection) = connection
                 && out.send(Ok(connection)).await.is_err()
@@ -227,49 +278,16 @@ impl Listener {
     }
 }
 
-/// `None`: it will not be one; counted, and told in the log.
-async fn shake_hands(
-    stream: Box<dyn Duplex>,
-    address: PeerAddress,
-    place: OwnedSemaphorePermit,
-    tls: Arc<State>,
-) -> Option<Connection> {
-    let shaken = match timeout(HANDSHAKE, tls.acceptor().accept(stream)).await {
-        Ok(Ok(stream)) => {
-            let chain = stream.get_ref().1.peer_certificates();
-            let subject = chain.and_then(|chain| chain.first()).map(tls::subject);
-            subject.transpose().map(|subject| (stream, subject))
-        }
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("it took longer than {} s", HANDSHAKE.as_secs())),
-    };
-    match shaken {
-        Ok((stream, subject)) => Some(Connection {
-            stream: Box::new(stream),
-            _place: place,
-            peer: Peer {
-                address,
-                certificate: subject.map(Arc::new),
-            },
-        }),
-        Err(reason) => {
-            tls.refused();
-            // Scanners knock at every port: no more than a word.
-            tracing::debug!(peer = ?address, reason, "no TLS connection");
-            None
-        }
-    }
-}
-
 /// Both directions of a connection.
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A connection, and what it tells of its other end.
 pub struct Connection {
+    /// What was read of it already.
+    said: &'static [u8],
     stream: Box<dyn Duplex>,
-    /// One of [`CONNECTIONS`].
-    _place: OwnedSemaphorePermit,
+    _place: Place,
     peer: Peer,
 }
 
@@ -287,6 +305,13 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.said.is_empty() {
+            let fits = buffer.remaining().min(self.said.len());
+            let (now, later) = self.said.split_at(fits);
+            buffer.put_slice(now);
+            self.said = later;
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

@@ -5,6 +5,7 @@ mod exporters;
 mod watchdog;
 
 use std::{
+    collections::VecDeque,
     fmt::Write as _,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -35,8 +36,7 @@ use prometheus_client::{
 };
 use tokio::{
     net::TcpListener,
-    sync::Semaphore,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 
@@ -53,7 +53,7 @@ use crate::{
 
 pub use watchdog::Watchdog;
 
-/// Connections at a time. One more waits until another ends.
+/// Connections at a time. One more, and the oldest goes: an answer takes milliseconds, and nobody who is slow keeps the kubelet waiting.
 const CONNECTIONS: usize = 64;
 /// How long a connection may be silent before a request.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -75,6 +75,8 @@ pub struct Health {
     pub node: Arc<ArcSwap<Node>>,
     /// Whether the reader stands still.
     pub watchdog: Arc<Watchdog>,
+    /// Connections of gRPC.
+    pub connections: Arc<listen::Counts>,
     /// Certificates, where clients speak TLS.
     pub tls: Option<Arc<listen::State>>,
     /// Who asks the API server for permissions, where callers must say who they are.
@@ -86,14 +88,11 @@ pub struct Health {
 /// Serves the routes until it is dropped. Nobody is asked who they are: so there is little to take up.
 pub async fn serve(listener: TcpListener, health: Health) {
     let router = router(health);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
     // They end with it.
     let mut open = JoinSet::new();
+    let mut order: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         while open.try_join_next().is_some() {}
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -106,11 +105,16 @@ pub async fn serve(listener: TcpListener, health: Health) {
         http.timer(TokioTimer::new()).header_read_timeout(SILENCE);
         let service = TowerToHyperService::new(router.clone());
         let served = http.serve_connection(TokioIo::new(stream), service);
-        open.spawn(async move {
+        order.retain(|connection| !connection.is_finished());
+        if order.len() == CONNECTIONS
+            && let Some(oldest) = order.pop_front()
+        {
+            oldest.abort();
+        }
+        order.push_back(open.spawn(async move {
             // Whoever breaks off knows.
             _ = timeout(AGE, served).await;
-            drop(place);
-        });
+        }));
     }
 }
 
@@ -206,6 +210,7 @@ impl Collector for Metrics {
             index,
             stats,
             node,
+            connections,
             tls,
             auth,
             exporters,
@@ -304,6 +309,11 @@ impl Collector for Metrics {
             "Cgroups and pods beyond the limits",
             index.refused(),
         )?;
+        one(
+            "connections_refused",
+            "Connections to gRPC that did not begin as they should: no HTTP/2, no TLS where that is spoken, or too slow",
+            connections.refused(),
+        )?;
         if let Some(tls) = tls {
             one(
                 "tls_handshake_failures",
@@ -330,6 +340,11 @@ impl Collector for Metrics {
             "reader_stuck",
             "1 while the reader stands still, and nobody is told of anything",
             watchdog.stuck().is_some().into(),
+        )?;
+        one(
+            "connections",
+            "Connections to gRPC that are open",
+            connections.open() as i64,
         )?;
         one(
             "subscriptions",
@@ -520,6 +535,7 @@ mod tests {
             stats: Arc::default(),
             node: Arc::default(),
             watchdog: Arc::default(),
+            connections: Arc::default(),
             tls: None,
             auth: None,
             exporters: None,
@@ -534,12 +550,18 @@ mod tests {
         };
         assert_eq!(&ask().await.expect("an answer"), b"HTTP/1.1 200 OK");
         let mut silent = Vec::new();
-        for _ in 0..CONNECTIONS {
+        for _ in 0..CONNECTIONS + 10 {
             silent.push(TcpStream::connect(address).await.expect("connected"));
         }
-        // The silent ones are closed in the end, and make room.
-        let answer = timeout(3 * SILENCE, ask()).await.expect("in time");
+        let answer = timeout(SILENCE / 2, ask()).await.expect("at once");
         assert_eq!(&answer.expect("an answer"), b"HTTP/1.1 200 OK");
+        // The first of them made room, and the last go in the end.
+        let mut first = silent.remove(0);
+        let closed = timeout(SILENCE / 2, first.read(&mut [0])).await;
+        assert_eq!(closed.expect("it is gone already").unwrap_or(0), 0);
+        let mut last = silent.pop().expect("there are more");
+        let closed = timeout(3 * SILENCE, last.read(&mut [0])).await;
+        assert_eq!(closed.expect("it is gone in the end").unwrap_or(0), 0);
         serving.abort();
     }
 }

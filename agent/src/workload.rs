@@ -27,6 +27,7 @@ use tokio::sync::watch as channel;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+pub use file::{Error as FileError, parse as parse_file};
 pub use pod::{Container, Pod};
 pub use table::{MAX_CGROUPS, MAX_PODS};
 pub use watch::follow;

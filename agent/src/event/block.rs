@@ -77,7 +77,7 @@ pub(super) fn latency(body: &[u8]) -> Result<Decoded, DecodeError> {
         device_major,
         device_minor,
         operation: operation(op).into(),
-        count: buckets.iter().sum(),
+        count: buckets.iter().copied().fold(0, u64::saturating_add),
         bytes,
         device_ns,
         queued_ns,
@@ -170,6 +170,16 @@ mod tests {
             attribution: BlockIo::BY_BIO,
             flags: BlockIo::ISSUED,
             disk: name("nvme1n1"),
+        }
+    }
+
+    #[test]
+    fn buckets_without_bounds_are_no_overflow() {
+        let most = [0xff; size_of::<BlockLatency>()];
+        let frame = [header(Kind::BlockLatency).as_bytes(), &most].concat();
+        match decoded(&frame).detail {
+            Some(Detail::BlockLatency(latency)) => assert_eq!(latency.count, u64::MAX),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -51,8 +51,9 @@ impl Pattern {
             Err(error) => Err(Invalid::new(
                 field,
                 format!(
-                    "`{text}` is not a glob: {}; put a backslash before `*`, `?`, `[` and `{{` that stand for themselves",
-                    error.kind()
+                    "`{}` is not a glob: {}; put a backslash before `*`, `?`, `[` and `{{` that stand for themselves",
+                    one_line(text),
+                    one_line(&error.kind().to_string())
                 ),
             )),
         }
@@ -87,6 +88,18 @@ impl Pattern {
             Self::Exact(text) | Self::Prefix(text) | Self::Glob { literal: text, .. } => text,
         }
     }
+}
+
+/// The text as a person can be shown it: nothing in it that a terminal takes for an order.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
 }
 
 #[cfg(test)]
@@ -158,6 +171,19 @@ mod tests {
                 pattern.matches("я");
             }
         }
+    }
+
+    #[test]
+    fn a_refusal_is_one_line_whatever_was_given() {
+        for glob in ["[a\u{1b}[2J\n", "{a\u{85}", "[z-a]\r\n"] {
+            let invalid = Pattern::glob("g", glob).expect_err(glob);
+            assert!(!invalid.problem.contains(char::is_control), "{invalid:?}");
+        }
+        let invalid = Pattern::glob("g", "[a\u{1b}").expect_err("not closed");
+        assert!(
+            invalid.problem.starts_with(r"`[a\u{1b}` is not"),
+            "{invalid}"
+        );
     }
 
     #[test]

@@ -141,24 +141,25 @@ fn subject(detail: &Detail) -> Option<Vec<u8>> {
     }
 }
 
-/// Adds a row to another one of the same subject.
+/// Adds a row to another one of the same subject. What the kernel's table says is not believed so far that a sum could end the reader.
 fn merge(sum: &mut v1::Event, more: &v1::Event) {
+    let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
     sum.time = more.time;
     match (&mut sum.detail, &more.detail) {
         (Some(Detail::BlockLatency(sum)), Some(Detail::BlockLatency(more))) => {
-            sum.count += more.count;
-            sum.bytes += more.bytes;
-            sum.device_ns += more.device_ns;
-            sum.queued_ns += more.queued_ns;
+            add(&mut sum.count, more.count);
+            add(&mut sum.bytes, more.bytes);
+            add(&mut sum.device_ns, more.device_ns);
+            add(&mut sum.queued_ns, more.queued_ns);
             let len = sum.buckets.len().max(more.buckets.len());
             sum.buckets.resize(len, 0);
             for (sum, more) in sum.buckets.iter_mut().zip(&more.buckets) {
-                *sum += more;
+                add(sum, *more);
             }
         }
         (Some(Detail::DropCount(sum)), Some(Detail::DropCount(more))) => {
-            sum.count += more.count;
-            sum.bytes += more.bytes;
+            add(&mut sum.count, more.count);
+            add(&mut sum.bytes, more.bytes);
         }
         // Rows of one subject are of one kind.
         _ => {}

@@ -55,7 +55,8 @@ pub enum CgroupEvent<'a> {
 }
 
 impl<'a> CgroupEvent<'a> {
-    fn parse(record: &'a [u8]) -> Option<Self> {
+    /// Reads a record of the tracker; `None` if it is malformed.
+    pub fn parse(record: &'a [u8]) -> Option<Self> {
         let (record, path) = CgroupRecord::read_from_prefix(record).ok()?;
         match record.event {
             CgroupRecord::CREATED => Some(Self::Created {

@@ -13,7 +13,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client};
 use tokio_stream::StreamExt as _;
 
-use super::*;
+use super::{begin::PREFACE, *};
+use tokio::time::timeout;
 
 /// An authority.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -84,13 +85,16 @@ async fn serve(tls: &Arc<State>) -> SocketAddr {
     };
     let address = socket.local_addr().expect("bound");
     tokio::spawn(async move {
-        let mut incoming = Box::pin(Listener::incoming(vec![listener]));
+        let mut incoming = Box::pin(Listener::incoming(vec![listener], &Arc::default()));
         while let Some(Ok(mut connection)) = incoming.next().await {
             tokio::spawn(async move {
                 let peer = connection.connect_info().certificate;
                 let user = peer.map_or("nobody".to_owned(), |subject| {
                     format!("{} of {}", subject.user, subject.groups.join("+"))
                 });
+                let mut said = [0; PREFACE.len()];
+                connection.read_exact(&mut said).await?;
+                assert_eq!(said, *PREFACE);
                 connection.write_all(format!("{user}\n").as_bytes()).await?;
                 let (mut from, mut to) = tokio::io::split(connection);
                 tokio::io::copy(&mut from, &mut to).await
@@ -133,9 +137,11 @@ async fn connect_as(
     config: Arc<ClientConfig>,
 ) -> io::Result<client::TlsStream<TcpStream>> {
     let name = ServerName::try_from("agent.test").expect("a name");
-    TlsConnector::from(config)
+    let mut stream = TlsConnector::from(config)
         .connect(name, TcpStream::connect(address).await?)
-        .await
+        .await?;
+    stream.write_all(PREFACE).await?;
+    Ok(stream)
 }
 
 /// What comes up to the end of a line.
@@ -243,14 +249,17 @@ async fn there_are_only_so_many_connections() {
         panic!("plain text")
     };
     let address = socket.local_addr().expect("bound");
-    let mut incoming = Box::pin(Listener::incoming(vec![listener]));
+    let mut incoming = Box::pin(Listener::incoming(vec![listener], &Arc::default()));
     let (mut clients, mut open) = (Vec::new(), Vec::new());
     for _ in 0..CONNECTIONS {
-        clients.push(TcpStream::connect(address).await.expect("a connection"));
+        let mut client = TcpStream::connect(address).await.expect("a connection");
+        client.write_all(PREFACE).await.expect("written");
+        clients.push(client);
         open.push(incoming.next().await.expect("a connection"));
     }
     // The kernel has taken it, and the listener has not.
-    let _waits = TcpStream::connect(address).await.expect("a connection");
+    let mut waits = TcpStream::connect(address).await.expect("a connection");
+    waits.write_all(PREFACE).await.expect("written");
     let more = timeout(Duration::from_millis(100), incoming.next()).await;
     assert!(more.is_err(), "one too many");
     open.pop();
@@ -289,6 +298,82 @@ async fn who_says_nothing_keeps_nobody_waiting() {
     // Of those the first had to go, and was told so.
     let mut first = silent.remove(0);
     assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0);
+}
+
+/// A listener in plain text, its address and its counts.
+async fn plain() -> (
+    Pin<Box<impl Stream<Item = io::Result<Connection>>>>,
+    SocketAddr,
+    Arc<Counts>,
+) {
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let listener = Listener::bind(&any, Access::default(), None)
+        .await
+        .expect("a port");
+    let Kind::Tcp(socket) = &listener.kind else {
+        panic!("plain text")
+    };
+    let address = socket.local_addr().expect("bound");
+    let counts = Arc::default();
+    let incoming = Listener::incoming(vec![listener], &counts);
+    (Box::pin(incoming), address, counts)
+}
+
+#[tokio::test]
+async fn in_plain_text_too_who_does_not_begin_goes() {
+    let (mut incoming, address, counts) = plain().await;
+    let mut silent = Vec::new();
+    for _ in 0..HANDSHAKES + 50 {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        // Of the first words all but the last byte.
+        let (most, _) = PREFACE.split_at(PREFACE.len() - 1);
+        stream.write_all(most).await.expect("written");
+        silent.push(stream);
+    }
+    let mut speaks = TcpStream::connect(address).await.expect("a connection");
+    speaks
+        .write_all(&[&PREFACE[..], b"more"].concat())
+        .await
+        .expect("written");
+    let mut connection = incoming.next().await.expect("one").expect("it is fine");
+    let mut said = [0; PREFACE.len() + 4];
+    connection.read_exact(&mut said).await.expect("all of it");
+    assert_eq!(said, *[&PREFACE[..], b"more"].concat());
+    let mut first = silent.remove(0);
+    assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0);
+    // Those that waited have their time, and go.
+    drop(silent);
+    while counts.open() > 1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(counts.refused(), HANDSHAKES as u64 + 50);
+    drop(connection);
+    assert_eq!(counts.open(), 0);
+}
+
+#[tokio::test]
+async fn who_says_something_else_is_told_what_this_is() {
+    let (_incoming, address, counts) = plain().await;
+    let answer = async |said: &[u8]| {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(said).await.expect("written");
+        stream.shutdown().await.expect("shut");
+        let mut answer = String::new();
+        _ = stream.read_to_string(&mut answer).await;
+        answer
+    };
+    let http1 = answer(b"GET / HTTP/1.1\r\nHost: agent\r\n\r\n").await;
+    assert!(http1.starts_with("HTTP/1.1 505 "), "{http1}");
+    assert!(
+        http1.ends_with("Health and metrics are at --http.\n"),
+        "{http1}"
+    );
+    // The beginning of a ClientHello.
+    assert_eq!(answer(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]).await, "");
+    while counts.open() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(counts.refused(), 2);
 }
 
 #[tokio::test]
@@ -421,8 +506,9 @@ async fn a_socket_is_for_those_who_may_open_it_and_leaves_nothing() {
         .err()
         .expect("somebody listens");
     assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
-    let mut incoming = Box::pin(Listener::incoming(vec![listener]));
-    let _client = UnixStream::connect(&path).await.expect("it is open");
+    let mut incoming = Box::pin(Listener::incoming(vec![listener], &Arc::default()));
+    let mut client = UnixStream::connect(&path).await.expect("it is open");
+    client.write_all(PREFACE).await.expect("written");
     let connection = incoming
         .next()
         .await
@@ -453,4 +539,20 @@ async fn a_socket_is_for_those_who_may_open_it_and_leaves_nothing() {
         .expect("it is no socket");
     assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
     assert_eq!(fs::read_to_string(&path).expect("it is untouched"), "mine");
+}
+
+#[test]
+fn a_certificate_names_somebody_or_is_refused() {
+    let authority = Authority::new("ours");
+    let of = |user: &str, groups: &[&str]| Subject::of(&authority.sign(user, groups).certificate);
+    let jane = of("jane", &["ops"]).expect("a subject");
+    assert_eq!(
+        (&*jane.user, jane.groups.join("+")),
+        ("jane", "ops".to_owned())
+    );
+    for (user, groups) in [("", &[][..]), ("jane", &[""][..])] {
+        let refused = of(user, groups).expect_err("an empty name");
+        assert_eq!(refused, "a name in the client's certificate is empty");
+    }
+    assert!(Subject::of(b"hello").is_err());
 }

@@ -188,25 +188,34 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     Ok(chain)
 }
 
-/// Whom a certificate names.
-pub(super) fn subject(certificate: &CertificateDer<'_>) -> Result<Subject, String> {
-    let (_, parsed) = X509Certificate::from_der(certificate)
-        .map_err(|error| format!("the client's certificate cannot be read: {error}"))?;
-    let name = parsed.subject();
-    let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| {
-        let text = value.as_str().map(str::to_owned);
-        text.map_err(|error| format!("a name in the client's certificate is no text: {error}"))
-    };
-    let user = name.iter_common_name().next();
-    let user =
-        user.ok_or("the client's certificate has no common name, which would be the user")?;
-    Ok(Subject {
-        user: text(user)?,
-        groups: name
-            .iter_organization()
-            .map(text)
-            .collect::<Result<_, _>>()?,
-    })
+impl Subject {
+    /// Whom a certificate names, which is in DER.
+    pub fn of(certificate: &[u8]) -> Result<Self, String> {
+        let (_, parsed) = X509Certificate::from_der(certificate)
+            .map_err(|error| format!("the client's certificate cannot be read: {error}"))?;
+        let name = parsed.subject();
+        let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+            let text = value.as_str().map(str::to_owned);
+            let text = text.map_err(|error| {
+                format!("a name in the client's certificate is no text: {error}")
+            })?;
+            // Nobody is granted anything under it, and who checks it may take it for no name at all.
+            match text.is_empty() {
+                true => Err("a name in the client's certificate is empty".to_owned()),
+                false => Ok(text),
+            }
+        };
+        let user = name.iter_common_name().next();
+        let user =
+            user.ok_or("the client's certificate has no common name, which would be the user")?;
+        Ok(Self {
+            user: text(user)?,
+            groups: name
+                .iter_organization()
+                .map(text)
+                .collect::<Result<_, _>>()?,
+        })
+    }
 }
 
 /// The certificates in use.

@@ -39,17 +39,22 @@ pub(super) async fn run(path: &Path, index: &Index, node: &str) {
     }
 }
 
+/// Why a file has no pods for us.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub enum Error {
+    /// It cannot be read.
     #[error("{0}; the agent needs a file there that it may read")]
     Io(#[from] std::io::Error),
+    /// It is no JSON, or that of something else.
     #[error("{0}; it should be the output of `kubectl get pods -A -o json`")]
     Json(#[from] serde_json::Error),
+    /// It is another kind of object.
     #[error(
         "it holds an object of kind `{0}`, expected `List` or `Pod`; \
          it should be the output of `kubectl get pods -A -o json`"
     )]
     Kind(String),
+    /// A pod in it does not come from an API server.
     #[error(
         "the pod {0} has no metadata.uid; take the file from the API server with `kubectl get pods -A -o json`"
     )]
@@ -77,18 +82,18 @@ async fn read_if_changed(
 }
 
 /// The pods of a list, or a single pod, that run on the node or do not say where they run.
-fn parse(content: &[u8], node: &str) -> Result<Vec<Pod>, Error> {
+pub fn parse(content: &[u8], node: &str) -> Result<Vec<Pod>, Error> {
     let mut document: Value = serde_json::from_slice(content)?;
     let kind = document["kind"].as_str().unwrap_or_default();
     let pods: Vec<k8s::Pod> = match kind {
         "List" | "PodList" => serde_json::from_value(document["items"].take())?,
         "Pod" => vec![serde_json::from_value(document)?],
-        other => return Err(Error::Kind(other.to_owned())),
+        other => return Err(Error::Kind(other.escape_debug().to_string())),
     };
     let mut kept = Vec::new();
     for pod in pods {
         let name = pod.metadata.name.clone().unwrap_or_default();
-        let pod = Pod::from_api(pod).ok_or(Error::Uid(name))?;
+        let pod = Pod::from_api(pod).ok_or_else(|| Error::Uid(name.escape_debug().to_string()))?;
         if pod.node.as_deref().is_none_or(|other| other == node) {
             kept.push(pod);
         }
@@ -164,6 +169,10 @@ mod tests {
             (
                 &list(&[json!({"apiVersion": "v1", "kind": "Service", "metadata": {}})]),
                 "\"Service\", expected Pod",
+            ),
+            (
+                &json!({"kind": "\u{1b}[2J"}).to_string(),
+                "kind `\\u{1b}[2J`, expected",
             ),
             (
                 &list(&[json!({"metadata": {"name": "web"}})]),

@@ -304,3 +304,30 @@ async fn who_asks_for_no_sums_gets_no_snapshot() {
     let messages = rest(&mut publisher, &mut subscription).await;
     assert_eq!(snapshots(&messages).len(), 0);
 }
+
+#[tokio::test]
+async fn sums_without_bounds_are_no_overflow() {
+    let (hub, mut publisher) = hub();
+    let mut stream = subscribe(&hub, asked());
+    publisher.refresh();
+    let mut most = row(7, "vda", 1, 3);
+    let Some(v1::event::Detail::BlockLatency(latency)) = &mut most.detail else {
+        panic!("it is a row")
+    };
+    latency.count = u64::MAX - 1;
+    latency.bytes = u64::MAX;
+    latency.buckets[3] = u64::MAX;
+    for _ in 0..2 {
+        add(&mut publisher, &most);
+    }
+    publisher.tell_sums(Instant::now() + INTERVAL);
+    let snapshot = next_snapshot(&mut stream).await;
+    let [event] = &snapshot.events[..] else {
+        panic!("{snapshot:?}")
+    };
+    let sum = self::latency(event);
+    assert_eq!(
+        (sum.count, sum.bytes, sum.buckets[3]),
+        (u64::MAX, u64::MAX, u64::MAX)
+    );
+}
