@@ -14,7 +14,6 @@ use dinle_e2e::{
     agent::{Agent, temporary},
     bpf,
     cgroup::{Cgroup, Tree},
-    disk::Loop,
     patience::{after, eventually},
     pods::Pod,
     stream::{Book, Stream},
@@ -24,7 +23,7 @@ use tempfile::TempDir;
 
 use super::{
     alone, metric,
-    overload::{KINDS, Load, SECTOR, assert_balanced, events, frames, in_memory},
+    overload::{KINDS, Load, assert_balanced, events, frames, in_memory},
     producer::{Counts, Producer},
     shop,
     subscriber::{Pace, Subscribers},
@@ -40,7 +39,6 @@ struct Lab {
     pod: Pod,
     tree: Tree,
     dir: TempDir,
-    disk: Loop,
 }
 
 impl Lab {
@@ -54,13 +52,12 @@ impl Lab {
             pod,
             tree,
             dir: in_memory(),
-            disk: Loop::attach(SECTOR).expect("a loop device"),
         }
     }
 
     /// Everything, with so many events in all.
     fn load(&self, events: u64) -> Load {
-        Load::new(&self.tree, &self.app, self.dir.path(), &self.disk, events)
+        Load::new(&self.tree, &self.app, self.dir.path(), events)
     }
 
     /// Opens of files that are not there, by a process of its own.
