@@ -18,7 +18,6 @@ const TESTS: [&str; 2] = ["vm_smoke", "kernel"];
 const QUICK: &[&str] = &[
     "block::each_request",
     "block::latencies_add_up",
-    "clock::",
     "drop::every_drop",
     "drop::samples_tell",
     "exec::arguments_come",
