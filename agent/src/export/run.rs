@@ -7,12 +7,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use dinle_proto::v1::{self, subscribe_response::Message};
-use futures::FutureExt as _;
+use dinle_proto::{
+    Encoded,
+    v1::{self, subscribe_response::Message},
+};
 use prost::Message as _;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::{
@@ -28,7 +30,7 @@ use super::{
 use crate::{
     audit,
     filter::{Grant, Request},
-    hub::{Hub, Subscription},
+    hub::Subscription,
 };
 
 /// How long an event waits for others before they are sent together.
@@ -214,7 +216,7 @@ pub(super) async fn run(
     if let Some(subscription) = subscription
         && exporter.settle(&spec, &context).await
     {
-        exporter.follow(subscription, &context.hub).await;
+        exporter.follow(subscription).await;
     }
     if let Some(pushing) = pushing {
         pushing.abort();
@@ -227,6 +229,27 @@ pub(super) async fn run(
 async fn told(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone means the same.
     _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// The next message: `None` after the last, and when there is none in time.
+async fn next(subscription: &mut Subscription, deadline: Option<Instant>) -> Option<Encoded> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, subscription.next()).await.ok()?,
+        None => subscription.next().await,
+    }
+}
+
+/// Comes back when an exporter that is to end has no more time, and says when that was.
+async fn over(mut stop: watch::Receiver<bool>, deadline: Option<Instant>) -> Instant {
+    let deadline = match deadline {
+        Some(deadline) => deadline,
+        None => {
+            told(&mut stop).await;
+            Instant::now() + LAST
+        }
+    };
+    sleep_until(deadline).await;
+    deadline
 }
 
 struct Exporter {
@@ -308,7 +331,7 @@ impl Exporter {
         true
     }
 
-    async fn follow(&mut self, mut subscription: Subscription, hub: &Hub) {
+    async fn follow(&mut self, mut subscription: Subscription) {
         let began = Clock::now();
         let mut bytes = 0;
         let mut due: Option<Instant> = None;
@@ -322,21 +345,18 @@ impl Exporter {
             };
             let message = tokio::select! {
                 biased;
-                () = told(&mut stop) => {
-                    if self.deadline.is_none() {
-                        self.deadline = Some(Instant::now() + LAST);
-                        // What happened until now is brought into the queue.
-                        _ = timeout(LAST, hub.sync()).await;
-                    }
-                    // And taken along.
-                    subscription.next().now_or_never().flatten()
+                () = told(&mut stop), if subscription.ending().is_none() => {
+                    self.deadline.get_or_insert_with(|| Instant::now() + LAST);
+                    // What happened until now comes yet.
+                    subscription.finish(v1::EndReason::Shutdown);
+                    continue;
                 }
                 () = linger => {
                     due = None;
                     self.send().await;
                     continue;
                 }
-                message = subscription.next() => message,
+                message = next(&mut subscription, self.deadline) => message,
             };
             let Some(message) = message else { break };
             bytes += message.0.len() as u64;
@@ -409,23 +429,13 @@ impl Exporter {
         let mut wait = AGAIN;
         let mut stop = self.stop.clone();
         loop {
-            // Whoever is told to stop meanwhile gives up some time later.
-            let over = {
-                let (mut stop, deadline) = (stop.clone(), self.deadline);
-                async move {
-                    let deadline = match deadline {
-                        Some(deadline) => deadline,
-                        None => {
-                            told(&mut stop).await;
-                            Instant::now() + LAST
-                        }
-                    };
-                    sleep_until(deadline).await;
-                }
-            };
             let sent = tokio::select! {
+                biased;
                 sent = self.sink.send() => sent,
-                () = over => Err(Failure::never(Cause::Ended, "the exporter ended first")),
+                deadline = over(stop.clone(), self.deadline) => {
+                    self.deadline = Some(deadline);
+                    Err(Failure::never(Cause::Ended, "the exporter ended first"))
+                }
             };
             let failure = match sent {
                 Ok(sent) => return self.succeeded(sent),

@@ -1,12 +1,15 @@
 //! Exporters without a kernel: a publisher on one side, files on the other.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dinle_proto::v1;
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 use super::{run::run, *};
 use crate::hub::{self, Publisher, encode_name};
+
+/// How long something may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Stage {
     context: Context,
@@ -85,16 +88,33 @@ impl Stage {
         }
         self.publisher.flush();
     }
+
+    /// Tells the exporter to stop, and does what the reader does for it.
+    async fn end(&mut self, stop: &watch::Sender<bool>, task: JoinHandle<()>) {
+        stop.send_replace(true);
+        let began = Instant::now();
+        while !task.is_finished() && began.elapsed() < PATIENCE {
+            for command in self.publisher.commands() {
+                if let hub::Command::Finish(id, reason) = command {
+                    self.publisher.finish(id, reason);
+                }
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert!(task.is_finished(), "the exporter ends");
+        task.await.expect("it ends well");
+    }
 }
 
 async fn until(condition: impl Fn() -> bool) {
-    for _ in 0..3000 {
-        if condition() {
-            return;
-        }
+    let began = Instant::now();
+    while !condition() {
+        assert!(
+            began.elapsed() < PATIENCE,
+            "the condition does not come true"
+        );
         sleep(Duration::from_millis(10)).await;
     }
-    panic!("the condition does not come true");
 }
 
 fn lines(path: &Path) -> u64 {
@@ -112,8 +132,7 @@ async fn what_is_there_when_an_exporter_is_told_to_stop_is_brought_first() {
     let path = stage.directory.path().join("new/audit.jsonl");
     let (counters, stop, task) = stage.begin(&path).await;
     stage.publish(23);
-    stop.send_replace(true);
-    task.await.expect("it ends");
+    stage.end(&stop, task).await;
     assert_eq!((lines(&path), counters.events()), (23, 23));
     assert_eq!(
         counters.bytes(),
@@ -121,6 +140,17 @@ async fn what_is_there_when_an_exporter_is_told_to_stop_is_brought_first() {
     );
     assert_eq!(counters.waiting(), 0);
     assert_eq!(stage.context.hub.board().listeners().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_the_queue_is_brought_also_when_no_reader_says_that_it_is_all() {
+    let mut stage = Stage::new();
+    let path = stage.directory.path().join("audit.jsonl");
+    let (counters, stop, task) = stage.begin(&path).await;
+    stage.publish(23);
+    stop.send_replace(true);
+    task.await.expect("it ends");
+    assert_eq!((lines(&path), counters.events()), (23, 23));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,8 +172,7 @@ async fn what_finds_no_room_while_a_receiver_is_away_is_counted_with_its_cause()
     stage.publish(3);
     let all = || counters.events() + counters.drops().map(|(_, count)| count).sum::<u64>();
     until(|| all() == 1013).await;
-    stop.send_replace(true);
-    task.await.expect("it ends");
+    stage.end(&stop, task).await;
     assert_eq!(lines(&path), counters.events());
     assert!(counters.events() >= 13 && dropped(&counters, Cause::Slow) == 0);
     assert_eq!(counters.losses(), []);
@@ -157,8 +186,7 @@ async fn an_exporter_whose_receiver_never_comes_back_ends_all_the_same() {
     let (counters, stop, task) = stage.begin(&place.join("audit.jsonl")).await;
     stage.publish(10);
     until(|| !counters.up()).await;
-    stop.send_replace(true);
-    task.await.expect("it ends");
+    stage.end(&stop, task).await;
     assert_eq!((counters.events(), counters.waiting()), (0, 0));
     assert_eq!(dropped(&counters, Cause::Ended), 10);
 }
@@ -196,7 +224,6 @@ async fn one_that_finds_no_place_among_the_streams_waits_for_one() {
     .await;
     stage.publisher.refresh();
     stage.publish(3);
-    stop.send_replace(true);
-    task.await.expect("it ends");
+    stage.end(&stop, task).await;
     assert_eq!(lines(&path), 3);
 }

@@ -366,8 +366,11 @@ impl Subscription {
             .fetch_sub(taken, Ordering::Relaxed);
     }
 
-    /// Asks the reader for the rest and the end.
-    fn finish(&mut self, reason: EndReason) {
+    /// Asks the reader for the rest and the end, once.
+    pub fn finish(&mut self, reason: EndReason) {
+        if self.ending().is_some() {
+            return;
+        }
         self.finishing = Some(reason);
         self.hub.command(Command::Finish(self.listener.id, reason));
     }
