@@ -68,6 +68,34 @@ pub struct BlockLatency {
     pub disk: [u8; DISK_NAME_LEN],
 }
 
+/// What is known of a request that is under way: a row of the map `BLOCK_REQUESTS`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Request {
+    /// Who asked; zeros if that is not known.
+    pub task: Task,
+    /// Whose it is.
+    pub cgroup_id: u64,
+    /// [`Kind::bit`](crate::Kind::bit) of each kind that was wanted when it was made.
+    pub kinds: u64,
+    /// When that was, by the monotonic clock.
+    pub made_ns: u64,
+    /// 0: not issued yet. What follows is set then.
+    pub issued_ns: u64,
+    /// When the kernel says that it was made: tells it from a later one at the same address.
+    pub start_time: u64,
+    /// First sector.
+    pub sector: u64,
+    /// Bytes.
+    pub bytes: u32,
+    /// `bi_opf` of its bio.
+    pub cmd_flags: u32,
+    /// As in [`BlockIo`].
+    pub attribution: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
 /// Requests that are under way at a time: entries of the map `BLOCK_REQUESTS`. A disk has queues of 32 to some 1000 requests.
 pub const REQUESTS_MAX: u32 = 8192;
 

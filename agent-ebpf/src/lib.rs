@@ -296,10 +296,12 @@ pub struct Counts {
     pub seen: u64,
     /// Those of them for which the ring had no room.
     pub lost: u64,
-    /// Those of them for which a table had no room.
-    pub missed: u64,
     /// Those of them that were beyond their [`Rate`].
     pub limited: u64,
+    /// Those, beside them, for which a table had no room.
+    pub missed: u64,
+    /// Those, beside them, whose end the kernel did not run a program for.
+    pub skipped: u64,
 }
 
 /// How many events of one slot and kind may go to the ring, at `slot * Kind::TABLE + kind` of the map `RATES`: a token bucket, kept as the time at which

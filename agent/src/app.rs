@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use arc_swap::ArcSwap;
 use dinle_proto::server::observer_server::ObserverServer;
 use tokio::{
@@ -270,15 +270,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::info!(signal = name, "stopping: streams get their final books");
             Ok(())
         }
-        served = &mut serving => served.context("the gRPC server")?.context("the gRPC server"),
-        ended = reader.ended() => bail!("the reader thread ended: {ended}"),
+        served = &mut serving => served
+            .context("the gRPC server")
+            .and_then(|served| served.context("the gRPC server")),
+        ended = reader.ended() => Err(anyhow!("the reader thread ended: {ended}")),
         // Without it nothing attaches any more. It ends by a defect alone: the service holds what it waits for.
-        ended = &mut control => bail!("the controller ended: {ended:?}"),
+        ended = &mut control => Err(anyhow!("the controller ended: {ended:?}")),
     };
     reporter.set_not_serving::<ObserverServer<Api>>().await;
     hub.shutdown();
     drop(draining);
-    if ended.is_ok() && timeout(DRAIN, &mut serving).await.is_err() {
+    if ended.is_ok() && !serving.is_finished() && timeout(DRAIN, &mut serving).await.is_err() {
         tracing::warn!(
             seconds = DRAIN.as_secs(),
             "streams did not end in time and are cut"
@@ -288,15 +290,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let (Some(exporters), Some(exporting)) = (exporters, exporting) {
         exporters.stop();
         // They end by themselves soon after.
-        _ = timeout(export::DRAIN, exporting).await;
+        if timeout(export::DRAIN, exporting).await.is_err() {
+            tracing::warn!(
+                seconds = export::DRAIN.as_secs(),
+                "exporters did not end in time: what they had is lost"
+            );
+        }
     }
     for task in [nudging, pods, watching] {
         task.abort();
     }
     http_task.abort();
     control.abort();
-    // The programs go with the controller: whatever happens next, nothing stays attached.
-    _ = control.await;
+    if !control.is_finished() {
+        // The programs go with the controller: whatever happens next, nothing stays attached.
+        _ = control.await;
+    }
     drop(reader);
     ended
 }

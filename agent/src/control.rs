@@ -176,7 +176,7 @@ impl Control {
                         self.reconcile(&mut lingering, &mut sessions, &mut look).await;
                     }
                     self.costs = budget.costs().clone();
-                    self.show();
+                    self.show(&hooks);
                 }
             }
         }
@@ -254,7 +254,8 @@ impl Control {
             ));
         }
         self.hub.set_notes(notes);
-        self.show();
+        let hooks = self.programs.status();
+        self.show(&hooks);
     }
 
     /// Has the kernel's functions at hand while somebody asks for drops one by one: reading them takes some 100 ms, and 5 MB.
@@ -368,9 +369,8 @@ impl Control {
         }
     }
 
-    fn show(&mut self) {
-        let hooks = self.programs.status();
-        let mut node = node(&hooks, self.programs.kinds());
+    fn show(&self, hooks: &[HookStatus]) {
+        let mut node = node(hooks, self.programs.kinds());
         for program in &mut node.programs {
             program.cost = self.costs.programs.get(&program.hook).copied();
         }

@@ -395,6 +395,7 @@ fn losses(counters: &mut Counters, publisher: &mut Publisher, stats: &Stats) {
             (Stage::KernelRing, loss.ring),
             (Stage::KernelTable, loss.table),
             (Stage::RateLimit, loss.rate),
+            (Stage::KernelSkipped, loss.skipped),
         ] {
             if count > 0 {
                 publisher.lose(loss.slot, kind, stage, count);

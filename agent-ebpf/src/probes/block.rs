@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use dinle_ebpf::{
     BlockIo, Kind, Narrowing, Task,
-    block::{BUCKETS, BlockKey, BlockSum, DISK_NAME_LEN, REQUESTS_MAX, SUMS_MAX},
+    block::{BUCKETS, BlockKey, BlockSum, DISK_NAME_LEN, REQUESTS_MAX, Request, SUMS_MAX},
     offsets::MISSING,
 };
 
@@ -23,7 +23,7 @@ use crate::{
     call::Call,
     emit,
     kernel::{Object, Ptr, add, at, offset, read, zero},
-    scope,
+    scope::{self, Subject},
     task::fill_task,
 };
 
@@ -94,29 +94,9 @@ pub fn raw_tracepoint__block_rq_complete(ctx: RawTracePointContext) -> i32 {
     )
 }
 
-/// What is known of a request that is under way.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Request {
-    /// Who asked; zeros if that is not known.
-    task: Task,
-    cgroup_id: u64,
-    /// [`Kind::bit`] of each kind that was wanted when it was made.
-    kinds: u64,
-    made_ns: u64,
-    /// 0: not issued yet. What follows is set then.
-    issued_ns: u64,
-    /// When the kernel says that it was made: tells it from a later one at the same address.
-    start_time: u64,
-    sector: u64,
-    bytes: u32,
-    cmd_flags: u32,
-    attribution: u32,
-    reserved: u32,
-}
-
-/// By the address of its bio until it is issued, of the request itself from then on. An entry is removed when the request is done. One whose
-/// end was not seen, because the programs were detached meanwhile, is replaced or removed when its address is used again.
+/// By the address of its bio until it is issued, of the request itself from then on. An entry is removed when the request is done. Under load some few
+/// ends are not seen, since the kernel does not run the program for them: what is left of those is found, and counted, when the address is used
+/// again. The agent empties the table before it attaches.
 #[map]
 static BLOCK_REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(REQUESTS_MAX, 0);
 
@@ -242,7 +222,7 @@ fn made(bio: Ptr, scratch: *const PerCpuArray<Request>, tracing: bool) -> i32 {
         (*request).attribution = attribution;
         (*request).made_ns = now();
         if BLOCK_REQUESTS.insert(&key, &*request, 0).is_err() {
-            lost(cgroup_id, (*request).kinds);
+            lost(cgroup_id, (*request).kinds, emit::missed);
         }
     }
     0
@@ -264,9 +244,7 @@ fn issued(rq: Ptr) -> i32 {
                 (*request).start_time = read(rq, offset!(request_start_time));
                 (*request).sector = read(rq, offset!(request_sector));
                 (*request).bytes = read(rq, offset!(request_data_len));
-                if BLOCK_REQUESTS.insert(&(rq as u64), &*request, 0).is_err() {
-                    lost((*request).cgroup_id, (*request).kinds);
-                }
+                keep(rq as u64, &*request);
             }
             forget(key);
             return 0;
@@ -277,11 +255,38 @@ fn issued(rq: Ptr) -> i32 {
     0
 }
 
-/// A request becomes part of another one, and is never issued.
+/// Takes note of a request that is issued.
+#[inline(always)]
+fn keep(key: u64, request: &Request) {
+    if BLOCK_REQUESTS
+        .insert(&key, request, BPF_NOEXIST as u64)
+        .is_ok()
+    {
+        return;
+    }
+    // Its address was another's, whose end was not seen. Of one that is issued again the bio is not known any more.
+    miss(key);
+    if BLOCK_REQUESTS.insert(&key, request, 0).is_err() {
+        lost(request.cgroup_id, request.kinds, emit::missed);
+    }
+}
+
+/// Counts a request whose end was not seen, if that is what this entry is.
+#[inline(always)]
+fn miss(key: u64) {
+    if let Some(request) = BLOCK_REQUESTS.get_ptr(&key) {
+        // SAFETY: entries are plain numbers.
+        let (cgroup_id, kinds) = unsafe { ((*request).cgroup_id, (*request).kinds) };
+        lost(cgroup_id, kinds, emit::skipped);
+    }
+}
+
+/// A request becomes part of another one, and is never issued, or not again.
 #[inline(always)]
 fn merged(rq: Ptr) -> i32 {
     let bio: Ptr = read(rq, offset!(request_bio));
     forget(bio as u64);
+    forget(rq as u64);
     0
 }
 
@@ -297,6 +302,7 @@ fn completed(rq: Ptr, error: i32, done: u32) -> i32 {
         // SAFETY: entries are plain numbers.
         let known = unsafe { (*request).start_time };
         if known != read(rq, offset!(request_start_time)) {
+            miss(key);
             forget(key);
             found = None;
         }
@@ -450,18 +456,15 @@ fn bucket(ns: u64) -> usize {
     if log2 < BUCKETS { log2 } else { BUCKETS - 1 }
 }
 
-/// Tells that a request of this cgroup could not be kept.
+/// Counts a request of this cgroup that will not be told.
 #[inline(always)]
-fn lost(cgroup_id: u64, kinds: u64) {
-    if kinds & Kind::BlockIo.bit() != 0
-        && let Some(subject) = scope::wanted(cgroup_id, Kind::BlockIo)
-    {
-        emit::missed(subject, Kind::BlockIo);
-    }
-    if kinds & Kind::BlockLatency.bit() != 0
-        && let Some(subject) = scope::wanted(cgroup_id, Kind::BlockLatency)
-    {
-        emit::missed(subject, Kind::BlockLatency);
+fn lost(cgroup_id: u64, kinds: u64, count: impl Fn(Subject, Kind)) {
+    for kind in [Kind::BlockIo, Kind::BlockLatency] {
+        if kinds & kind.bit() != 0
+            && let Some(subject) = scope::wanted(cgroup_id, kind)
+        {
+            count(subject, kind);
+        }
     }
 }
 

@@ -195,6 +195,12 @@ pub fn missed(subject: Subject, kind: Kind) {
     count(subject, kind, |counts| &raw mut counts.missed);
 }
 
+/// Counts one whose end the kernel did not run a program for.
+#[inline(always)]
+pub fn skipped(subject: Subject, kind: Kind) {
+    count(subject, kind, |counts| &raw mut counts.skipped);
+}
+
 /// This CPU's counts. There always are some.
 #[inline(always)]
 fn counts(subject: Subject, kind: Kind) -> Option<*mut Counts> {

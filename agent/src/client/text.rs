@@ -94,7 +94,7 @@ pub(super) fn loss(loss: &v1::Loss) -> String {
         Ok(v1::LossStage::KernelRing) => ("", "the kernel's ring buffer was full"),
         Ok(v1::LossStage::KernelSkipped) => (
             "up to ",
-            "the kernel skipped a program that already ran on that CPU",
+            "the kernel did not run a program that tells of them",
         ),
         Ok(v1::LossStage::Agent) => ("", "the agent could not read them"),
         Ok(v1::LossStage::ClientQueue) => ("", "this client read too slowly"),
@@ -420,7 +420,7 @@ mod tests {
             (
                 v1::LossStage::KernelSkipped as i32,
                 2,
-                "lost up to 2 exec events: the kernel skipped a program that already ran on that CPU (KERNEL_SKIPPED)",
+                "lost up to 2 exec events: the kernel did not run a program that tells of them (KERNEL_SKIPPED)",
             ),
             (
                 v1::LossStage::Agent as i32,

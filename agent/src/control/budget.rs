@@ -235,6 +235,10 @@ fn heard(hub: &Hub, before: &HashMap<(u64, v1::Kind), u64>) -> Vec<Heard> {
     for (_, listener) in board.listeners() {
         for books in listener.books() {
             let kind = books.kind();
+            // Told less of these, the stream's filter would leave out what it asks for.
+            if listener.request.filter.hears().contains(kind) {
+                continue;
+            }
             let Some(of) = Kind::from_id(kind as u16) else {
                 continue;
             };
@@ -249,4 +253,38 @@ fn heard(hub: &Hub, before: &HashMap<(u64, v1::Kind), u64>) -> Vec<Heard> {
         }
     }
     heard
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        filter::{self, Grant, Request},
+        hub::Limits,
+    };
+
+    #[tokio::test]
+    async fn what_a_filter_needs_is_not_shed() {
+        let (hub, _publisher) = Hub::new(Limits::default(), || ());
+        let asked = |descendants| v1::SubscribeRequest {
+            kinds: vec![v1::Kind::Exec.into(), v1::Kind::Fork.into()],
+            filter: Some(v1::Filter {
+                pids: vec![v1::PidMatch {
+                    pid: 1,
+                    descendants,
+                }],
+                ..v1::Filter::default()
+            }),
+            ..v1::SubscribeRequest::default()
+        };
+        let kinds = |descendants| {
+            let asked = asked(descendants);
+            let request = Request::parse(&asked, &filter::Limits::default()).expect("a request");
+            let _subscription = hub.subscribe(asked, request, v1::Caller::default(), Grant::all());
+            let heard = heard(&hub, &HashMap::new());
+            heard.iter().map(|one| one.kind).collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(false), [v1::Kind::Exec, v1::Kind::Fork]);
+        assert_eq!(kinds(true), [v1::Kind::Exec]);
+    }
 }

@@ -228,7 +228,8 @@ fn limits(kind: Kind, route: &[&str]) -> &'static [&'static str] {
         Kind::BlockIo | Kind::BlockLatency => &[
             "what is under way when listening begins, commands of drivers (as of smartctl), and the time that io.max holds something back are not seen",
             "of disks that are made of others, as of dm, md and zram, what those others do is seen",
-            "of several hundred thousand requests some few were neither told nor counted as lost while others used their disks much; why is not known",
+            "of some hundred thousand requests one may have an end that the kernel runs no program for: it is counted as skipped when the next request \
+             takes its place in the disk's queue",
         ],
         Kind::Drop | Kind::DropCount => &[
             "what the node drops outside of a pod's own network namespace is told only if the packet still has the pod's socket",

@@ -46,13 +46,6 @@ impl Fidelity {
             Self::Detached => None,
         }
     }
-
-    /// The one that [`Self::less`] came from.
-    pub fn more(self, kind: v1::Kind) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|more| more.less(kind) == Some(self))
-    }
 }
 
 /// One stream's, by kind.
@@ -81,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_step_down_has_a_step_up() {
+    fn steps_lead_down_to_nothing() {
         for (kind, steps) in [(v1::Kind::Exec, 3), (v1::Kind::BlockLatency, 1)] {
             let mut down = vec![Fidelity::Whole];
             while let Some(less) = down[down.len() - 1].less(kind) {
@@ -89,10 +82,6 @@ mod tests {
             }
             assert_eq!(down.len(), steps + 1);
             assert_eq!(down.last(), Some(&Fidelity::Detached));
-            for pair in down.windows(2) {
-                assert_eq!(pair[1].more(kind), Some(pair[0]));
-            }
-            assert_eq!(Fidelity::Whole.more(kind), None);
         }
     }
 }

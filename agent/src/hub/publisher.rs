@@ -196,7 +196,7 @@ impl Publisher {
     /// Whether anyone hears that kind.
     pub fn hears(&self, kind: v1::Kind) -> bool {
         let mut listeners = self.board.listeners();
-        listeners.any(|(_, listener)| listener.request.heard.contains(kind))
+        listeners.any(|(bit, listener)| self.board.hears_at_all(bit, listener).contains(kind))
     }
 
     /// The pod that a slot counts for.
@@ -316,7 +316,8 @@ impl Publisher {
         for (bit, listener) in self.board.listeners() {
             let hears = || match self.board.slots.pod(slot) {
                 Some(pod) => self.board.hears(bit, listener, pod),
-                None => listener.request.heard,
+                // Whose of its pods it was, nobody knows.
+                None => self.board.hears_at_all(bit, listener),
             };
             if watching & bit != 0 && hears().contains(kind) {
                 listener.books.lose(kind, stage, count);

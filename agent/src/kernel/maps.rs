@@ -7,10 +7,11 @@ use aya::{
     maps::{Array, HashMap as BpfHashMap, MapData, MapError, PerCpuArray},
 };
 use dinle_ebpf::{
-    Counts, Kind, Narrowing, Rate, SCOPE_MAX, ScopeEntry, TrackerCounts, drop::NETNS_MAX,
+    Counts, Kind, Narrowing, Rate, SCOPE_MAX, ScopeEntry, TrackerCounts, block::Request,
+    drop::NETNS_MAX,
 };
 
-use super::{LoadError, take_map};
+use super::{LoadError, causes, take_map};
 
 /// Lets aya pass a wire type by value.
 macro_rules! pod {
@@ -29,6 +30,32 @@ pod! {
     TrackerPod = TrackerCounts;
     NarrowingPod = Narrowing;
     RatePod = Rate;
+}
+
+/// A request to a disk that is under way.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct RequestPod(Request);
+
+// SAFETY: as above.
+unsafe impl Pod for RequestPod {}
+
+/// Takes everything out of a map with keys of 8 bytes, while programs may fill it.
+pub(super) fn empty<V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<(), String> {
+    let failed = |error: MapError| format!("{name} cannot be emptied ({})", causes(&error));
+    let Some(map) = ebpf.map_mut(name) else {
+        return Err(format!("the object has no map {name}"));
+    };
+    let mut map = BpfHashMap::<_, u64, V>::try_from(map).map_err(failed)?;
+    let known: Vec<u64> = map.keys().collect::<Result<_, _>>().map_err(failed)?;
+    for key in known {
+        match map.remove(&key) {
+            // A program may take it out at any moment.
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
 }
 
 /// What is wanted of one cgroup.
@@ -85,15 +112,17 @@ impl Scope {
         let Self { map, put, watched } = self;
         let present: HashMap<u64, ScopeEntry> = map
             .iter()
-            .filter_map(Result::ok)
-            .map(|(id, ScopePod(entry))| (id, entry))
-            .collect();
+            .map(|row| row.map(|(id, ScopePod(entry))| (id, entry)))
+            .collect::<Result<_, _>>()?;
         // The kernel forgets a cgroup when that is released. One that is put in while the news of it is on its way would stay for ever.
         let there: HashSet<u64> = live.iter().map(|one| one.cgroup_id).collect();
-        for cgroup_id in put.extract_if(|cgroup_id| !there.contains(cgroup_id)) {
+        let gone: Vec<u64> = put.difference(&there).copied().collect();
+        for cgroup_id in gone {
             if present.contains_key(&cgroup_id) {
                 remove(map, cgroup_id)?;
             }
+            // Only now: what could not be removed is tried again.
+            put.remove(&cgroup_id);
         }
         // Room is made before it is used.
         for Wanted { cgroup_id, .. } in live
@@ -287,6 +316,8 @@ pub struct Loss {
     pub table: u64,
     /// So many because they were beyond their pace.
     pub rate: u64,
+    /// So many because the kernel did not run a program.
+    pub skipped: u64,
 }
 
 /// What the kernel counted: monotonic, per CPU, summed here.
@@ -328,6 +359,7 @@ impl Counters {
                 lost: sum.lost + one.lost,
                 missed: sum.missed + one.missed,
                 limited: sum.limited + one.limited,
+                skipped: sum.skipped + one.skipped,
             }))
     }
 
@@ -348,6 +380,7 @@ impl Counters {
                         ring: now.lost - before.lost,
                         table: now.missed - before.missed,
                         rate: now.limited - before.limited,
+                        skipped: now.skipped - before.skipped,
                     });
                 }
             }

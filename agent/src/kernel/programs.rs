@@ -15,6 +15,7 @@ use dinle_ebpf::{Kind, Sensor};
 use super::{
     causes,
     costs::{self, Runs},
+    maps::{RequestPod, empty},
 };
 
 /// A way to attach to a hook.
@@ -379,6 +380,10 @@ impl Programs {
         };
         if link.is_some() {
             return Ok(());
+        }
+        if hook == "block_getrq" {
+            // What was under way when it was detached has ended unseen, which nobody is to be told of.
+            empty::<RequestPod>(ebpf, "BLOCK_REQUESTS")?;
         }
         let mut failures = Vec::new();
         for WayStatus {

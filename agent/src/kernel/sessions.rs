@@ -8,7 +8,7 @@ use aya::{
 };
 use dinle_ebpf::tcp::{SHARES, Socket};
 
-use super::{Programs, boot_ns, causes};
+use super::{Programs, boot_ns, causes, maps::empty};
 
 /// Lets aya pass a wire type by value.
 #[derive(Clone, Copy)]
@@ -25,20 +25,7 @@ fn nanoseconds(span: Duration) -> u64 {
 impl Programs {
     /// Forgets all sessions: nobody listens to any.
     pub fn forget_sessions(&mut self) -> Result<(), String> {
-        let failed = |error: MapError| format!("SOCKETS cannot be emptied ({})", causes(&error));
-        let Some(map) = self.ebpf.map_mut("SOCKETS") else {
-            return Err("the object has no map SOCKETS".to_owned());
-        };
-        let mut sockets = HashMap::<_, u64, SocketPod>::try_from(map).map_err(failed)?;
-        let known: Vec<u64> = sockets.keys().collect::<Result<_, _>>().map_err(failed)?;
-        for key in known {
-            match sockets.remove(&key) {
-                // It may end at any moment.
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        Ok(())
+        empty::<SocketPod>(&mut self.ebpf, "SOCKETS")
     }
 
     /// Takes note of the sessions in scope that are open already.

@@ -131,14 +131,15 @@ impl Account {
         let time = self.heartbeat.time.map(|time| (time.seconds, time.nanos));
         time.is_some_and(|time| time >= finish.time)
             && self.heartbeat.books.iter().all(|books| {
-                let at_table =
-                    Book::of(&self.heartbeat.books, books.kind()).lost_at(LossStage::KernelTable);
+                let book = Book::of(&self.heartbeat.books, books.kind());
+                let unsummed =
+                    book.lost_at(LossStage::KernelTable) + book.lost_at(LossStage::KernelSkipped);
                 let came = self.came.get(&books.kind()).copied().unwrap_or(0);
                 books.queued == 0
                     && finish
                         .snapshots
                         .get(&books.kind())
-                        .is_none_or(|count| came + at_table >= *count)
+                        .is_none_or(|count| came + unsummed >= *count)
             })
     }
 }

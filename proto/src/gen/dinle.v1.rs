@@ -1829,8 +1829,8 @@ pub enum LossStage {
     Unspecified = 0,
     /// The kernel's ring buffer was full. These events were of the stream's workloads and kinds, but nobody could test the filter on them.
     KernelRing = 1,
-    /// The kernel did not run a program because it already ran on that CPU (recursion_misses of bpf_prog_info). Counted for the whole
-    /// program: an upper bound of what this stream missed.
+    /// The kernel did not run a program. Because it already ran on that CPU (recursion_misses of bpf_prog_info): counted for the whole program,
+    /// an upper bound of what this stream missed. Or for a request to a disk whose end was not seen: counted one by one.
     KernelSkipped = 2,
     /// The agent could not read a record of the ring. A defect of the agent; it is counted all the same, for every stream and kind where
     /// the record does not tell whose it was.

@@ -55,6 +55,7 @@ async fn what_was_lost_before_it_was_detached_is_told_and_it_learns_of_it_at_onc
     publisher.lose(slot, exec, Stage::RateLimit, 5);
     publisher.refresh();
     publisher.lose(slot, exec, Stage::RateLimit, 7);
+    publisher.lose(0, exec, Stage::RateLimit, 9);
     publisher.lose_everywhere(exec, Stage::KernelSkipped, 1);
     assert_eq!(publisher.targets(exec, &web), Targets::default());
     let mut messages = [next(&mut subscription).await, next(&mut subscription).await];
