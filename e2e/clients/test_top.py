@@ -151,7 +151,8 @@ def test_each_tab_counts_what_was_done(top, pods):
             terminal.press("Esc")
             terminal.shows(r"^\d+ rows, since")
             terminal.press("3")
-            terminal.shows(row(CHECKOUT, "-", f"127.0.0.1:{port}", "2.9K", "2.9K", "0", "3"))
+            # Of the peer there is room for its end.
+            terminal.shows(row(CHECKOUT, "-", rf"\S*:{port}", "2.9K", "2.9K", "0", "3"))
             terminal.press("4")
             terminal.shows(row(CHECKOUT, r"\w+", "read", "28.0K", "7"))
             terminal.shows(r"\b7 requests by time in the device")
@@ -295,6 +296,52 @@ def test_an_agent_that_is_not_there_is_told_on_a_terminal_that_is_given_back():
         assert terminal.wait() == 1
         assert terminal.restored()
         terminal.until(lambda lines: "cannot connect" in " ".join(lines), "why")
+
+
+# As a plugin of the kubeconfig asks for a password, and knows it from then on.
+LOGIN = """#!/bin/sh
+if ! test -e "$0.done"; then
+    echo "Password: " > /dev/tty
+    read -r password
+    test "$password" = secret || exit 1
+    touch "$0.done"
+fi
+echo '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"t"}}'
+"""
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
+clusters: [{{name: here, cluster: {{server: "http://{server}"}}}}]
+users:
+- name: me
+  user:
+    exec:
+      apiVersion: client.authentication.k8s.io/v1
+      command: {command}
+      interactiveMode: IfAvailable
+"""
+
+
+def test_whoever_must_log_in_is_asked_before_the_view_takes_the_terminal(tmp_path):
+    login, config = tmp_path / "login", tmp_path / "config"
+    login.write_text(LOGIN)
+    login.chmod(0o755)
+    config.write_text(KUBECONFIG.format(server=f"127.0.0.1:{node.free_port()}", command=login))
+    with Terminal(node.binary(), "top", "--kubeconfig", config) as terminal:
+        terminal.shows("^Password:")
+        assert terminal.restored() and b"\x1b[?1049h" not in terminal.raw
+        terminal.press("secret", "Enter")
+        terminal.until(lambda _: b"\x1b[?1049h" in terminal.raw, "the view")
+        terminal.press("q")
+        terminal.wait()
+        assert terminal.restored()
+    (tmp_path / "login.done").unlink()
+    with Terminal(node.binary(), "top", "--kubeconfig", config) as terminal:
+        terminal.shows("^Password:")
+        terminal.press("Ctrl-C")
+        assert terminal.wait() == -signal.SIGINT
 
 
 def test_whoever_reads_lines_gets_tables(agent, pods):

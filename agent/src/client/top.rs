@@ -26,7 +26,7 @@ use super::{
     connection::Connection,
     output::Output,
     stream::Format,
-    watch::{How, listen_and, request},
+    watch::{How, listen_and, listen_at, request},
 };
 use live::Live;
 use ranking::Ranking;
@@ -219,6 +219,13 @@ async fn show(
     screen: &mut Screen<'_>,
     ticks: Pokes,
 ) -> anyhow::Result<ExitCode> {
+    let How {
+        bounds,
+        connection,
+        all_namespaces,
+    } = how;
+    // Whoever asks for a password asks on a terminal that is as usual.
+    let reach = connection.reach().await?;
     // Books are looked at all the time.
     request.heartbeat_interval = prost_types::Duration::try_from(REDRAW).ok();
     let notes = live.notes();
@@ -244,7 +251,7 @@ async fn show(
     };
     let format = Format::Custom(Box::new(live));
     let result = tokio::select! {
-        result = listen_and(request, format, how, &mut inner, pokes) => Some(result),
+        result = listen_at(reach, request, format, (bounds, all_namespaces), &mut inner, pokes) => Some(result),
         () = enough.for_good() => None,
     };
     drop(terminal);

@@ -291,7 +291,28 @@ pub(super) async fn listen_and(
         connection,
         all_namespaces,
     } = how;
-    let address = match connection.reach().await? {
+    let reach = connection.reach().await?;
+    listen_at(
+        reach,
+        request,
+        format,
+        (bounds, all_namespaces),
+        screen,
+        pokes,
+    )
+    .await
+}
+
+/// The same, where it is known whom to ask.
+pub(super) async fn listen_at(
+    reach: Reach,
+    request: v1::SubscribeRequest,
+    format: Format,
+    (bounds, all_namespaces): (Bounds, bool),
+    screen: &mut Screen<'_>,
+    pokes: impl Stream<Item = Poke>,
+) -> anyhow::Result<ExitCode> {
+    let address = match reach {
         Reach::Agent(address) => address,
         Reach::Cluster(cluster) => {
             let asked = nodes::Asked {
