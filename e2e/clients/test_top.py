@@ -226,9 +226,16 @@ def test_it_takes_any_size(top, pods):
         terminal.press("t")
         pods["web"].run("/bin/true", times=4)
         terminal.shows(row(WEB, "true", "4", "4"))
-        for columns, lines in [(40, 12), (120, 40), (20, 4), (80, 24)]:
+        # Lines of the tabs, of the books and of the keys, where there is room for them.
+        for columns, lines, books, keys in [(40, 12, 9, 11), (120, 40, 37, 39), (20, 4, 3, None), (80, 24, 21, 23)]:
             terminal.resize(columns, lines)
-            terminal.until(lambda shown: any(line.startswith("books:") for line in shown), f"{columns} × {lines}")
+
+            def fits(shown: list[str], books=books, keys=keys) -> bool:
+                foot = keys is None or shown[keys].startswith("Tab tabs")
+                return shown[0].startswith("dinle top") and shown[books].startswith("books:") and foot
+
+            terminal.until(fits, f"{columns} × {lines}")
+            assert len(terminal.lines()) == lines
         terminal.shows(row(WEB, "true", "4", "4"))
         assert terminal.lines()[23].startswith("Tab tabs")
 
