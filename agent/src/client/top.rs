@@ -45,7 +45,7 @@ the line of the books. Elsewhere one of them must be named, and a table is print
 
 process: executions and ends by pod and command; AVG and P99 are of how long processes lived. \
 files: opens and deletions by pod and path. \
-tcp: sessions by pod and peer; of the sessions that were accepted at a port all of a peer together. \
+tcp: sessions by pod and peer; of the sessions that were accepted at a port all of a peer together. SESSIONS are those heard of first. \
 disk: requests by pod, disk and operation; AVG and P99 are times in the device. \
 drops: packets by pod, reason, protocol and destination port. \
 A P99 is that of the bucket in which it lies.

@@ -144,7 +144,7 @@ fn lines(subject: &dyn Subject, rows: &[Row]) -> Vec<String> {
 
 impl Printer for Ranking {
     fn event(&mut self, event: &v1::Event, who: &Who, _: &mut dyn Write) -> io::Result<()> {
-        if let Some((cells, amounts)) = self.subject.take(event) {
+        if let Some((cells, amounts)) = self.subject.take(event, &who.node) {
             sums::add(&mut self.sums, sums::key(who, cells), &amounts);
         }
         Ok(())

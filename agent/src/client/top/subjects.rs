@@ -75,8 +75,8 @@ pub(super) trait Subject {
     fn texts(&self) -> &'static [&'static str];
     /// Its columns of numbers.
     fn numbers(&self) -> &'static [Number];
-    /// The cells and the amounts of an event; `None` for one that says nothing.
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)>;
+    /// The cells and the amounts of an event of a node; `None` for one that says nothing.
+    fn take(&mut self, event: &v1::Event, node: &str) -> Option<(Vec<String>, Vec<u64>)>;
     /// Numbers for the columns, of what was added up in so many seconds.
     fn show(&self, sums: &[u64], seconds: f64) -> Vec<f64>;
     /// It comes in snapshots, each of which is an interval.

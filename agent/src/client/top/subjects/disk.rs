@@ -37,7 +37,7 @@ impl Subject for Disk {
         NUMBERS
     }
 
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
+    fn take(&mut self, event: &v1::Event, _: &str) -> Option<(Vec<String>, Vec<u64>)> {
         let Some(Detail::BlockLatency(latency)) = &event.detail else {
             return None;
         };

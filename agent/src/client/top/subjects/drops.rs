@@ -34,7 +34,7 @@ impl Subject for Drops {
         NUMBERS
     }
 
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
+    fn take(&mut self, event: &v1::Event, _: &str) -> Option<(Vec<String>, Vec<u64>)> {
         let Some(Detail::DropCount(count)) = &event.detail else {
             return None;
         };

@@ -31,7 +31,7 @@ impl Subject for Files {
         NUMBERS
     }
 
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
+    fn take(&mut self, event: &v1::Event, _: &str) -> Option<(Vec<String>, Vec<u64>)> {
         /// include/uapi/asm-generic/fcntl.h
         const O_ACCMODE: u32 = 3;
         let path = |path: &str, filename: &str| {

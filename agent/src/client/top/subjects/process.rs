@@ -39,7 +39,7 @@ impl Subject for Process {
         NUMBERS
     }
 
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
+    fn take(&mut self, event: &v1::Event, _: &str) -> Option<(Vec<String>, Vec<u64>)> {
         let comm = event.process.as_ref().map(|process| process.comm.as_str());
         let cells = vec![text::or_none(comm.unwrap_or_default()).to_owned()];
         let sums = match event.detail.as_ref()? {
