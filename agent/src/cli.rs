@@ -113,7 +113,7 @@ pub fn main() -> ExitCode {
         Err(error) => Err(error.into()),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("dinle: {error:#}");
+        eprintln!("dinle: {}", client::printable(&error));
         ExitCode::FAILURE
     })
 }
