@@ -336,9 +336,14 @@ pub(super) async fn listen_at(
     let mut pokes = pin!(pokes);
     let mut view = View::new(format);
     let mut lasting = Lasting::new(request, bounds.reconnect);
-    let mut messages = lasting.begin(&mut client, &place).await?;
+    let begun = lasting
+        .begin(lasting.asked().clone(), &mut client, &place, &mut stop)
+        .await?;
+    let Some(mut messages) = begun else {
+        return view.finish(Ending::Interrupted, &place, screen);
+    };
     let ending = loop {
-        let noted = messages.inspect(|message| {
+        let noted = (&mut messages).inspect(|message| {
             if let Ok(message) = message {
                 lasting.note(message);
             }
@@ -348,7 +353,7 @@ pub(super) async fn listen_at(
         let ending = match ending {
             Ok(ending) => ending,
             Err(error) => {
-                lasting.leave(&mut client).await;
+                lasting.leave(&mut client, &mut messages).await;
                 return Err(error);
             }
         };
@@ -404,7 +409,7 @@ pub(super) async fn listen_at(
             }
         }
     };
-    lasting.leave(&mut client).await;
+    lasting.leave(&mut client, &mut messages).await;
     view.finish(ending, &place, screen)
 }
 

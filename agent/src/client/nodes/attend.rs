@@ -19,7 +19,7 @@ use super::{RETRY, reach};
 use crate::{
     client::{
         Refused,
-        connect::{Client, Place, SILENCE_MAX, answer, failure},
+        connect::{Client, Place, SILENCE_MAX, failure},
         lasting::Lasting,
         stream::Ending,
     },
@@ -218,16 +218,21 @@ impl Attendant {
         let lacking = |why: anyhow::Error| Said::Lacking(format!("{why:#}"));
         let resumed = self.lasting.resume(&mut client).await;
         let resumed = resumed.map_err(|status| lacking(failure(&place, &status)))?;
-        let (began, messages) = match resumed {
+        let (began, mut messages) = match resumed {
             Some(messages) => (Said::Resumed, messages),
-            None => match answer(&place, client.subscribe(request)).await {
-                Ok(messages) => (Said::Began, messages),
-                Err(error) if error.is::<Refused>() => {
-                    self.out.say(Said::Refused(error)).await;
-                    return Ok(());
+            None => {
+                let Self { lasting, left, .. } = self;
+                let stop = async { _ = left.wait_for(|left| *left).await };
+                match lasting.begin(request, &mut client, &place, stop).await {
+                    Ok(Some(messages)) => (Said::Began, messages),
+                    Ok(None) => return Ok(()),
+                    Err(error) if error.is::<Refused>() => {
+                        self.out.say(Said::Refused(error)).await;
+                        return Ok(());
+                    }
+                    Err(error) => return Err(lacking(error)),
                 }
-                Err(error) => return Err(lacking(error)),
-            },
+            }
         };
         let until = lasts.and_then(|lasts| Instant::now().checked_add(lasts.saturating_add(GRACE)));
         self.out.say(began).await;
@@ -235,7 +240,7 @@ impl Attendant {
         let Self {
             lasting, left, out, ..
         } = self;
-        let noted = messages.inspect(|message| {
+        let noted = (&mut messages).inspect(|message| {
             if let Ok(message) = message {
                 lasting.note(message);
             }
@@ -245,12 +250,12 @@ impl Attendant {
             _ = left.wait_for(|left| *left) => None,
         };
         let Some(ending) = ending else {
-            self.lasting.leave(&mut client).await;
+            self.lasting.leave(&mut client, &mut messages).await;
             return Ok(());
         };
         match ending.error(&place) {
             None => {
-                self.lasting.leave(&mut client).await;
+                self.lasting.leave(&mut client, &mut messages).await;
                 self.out.say(Said::Over).await;
                 Ok(())
             }
