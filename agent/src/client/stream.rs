@@ -223,12 +223,17 @@ impl View {
         self.streams[stream].ledger.settled()
     }
 
-    /// Another stream takes the place of the only one, whose books are told.
-    pub(super) fn begin_anew(&mut self, screen: &mut Screen<'_>) -> io::Result<()> {
-        let before = std::mem::take(&mut self.streams[0]);
-        screen.say(&before.ledger.summary())?;
-        self.before.add(&before.ledger.totals());
-        self.streams[0] = Heard {
+    /// Another stream takes the place of that one, whose books are told.
+    pub(super) fn begin_anew(
+        &mut self,
+        stream: StreamId,
+        screen: &mut Screen<'_>,
+    ) -> io::Result<()> {
+        let several = self.order.is_some();
+        let before = std::mem::take(&mut self.streams[stream]);
+        before.tell(Tone::Plain, &before.ledger.summary(), several, screen)?;
+        self.before.add(&before.ledger.closed());
+        self.streams[stream] = Heard {
             node: before.node,
             names: before.names,
             wrong_before: before.wrong_before || before.ledger.wrong().is_some(),

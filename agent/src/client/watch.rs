@@ -398,7 +398,7 @@ pub(super) async fn listen_at(
                 "connected again after {seconds:.1} s: what happened meanwhile comes now, or is told as lost"
             ))?,
             Again::Anew => {
-                view.begin_anew(screen)?;
+                view.begin_anew(0, screen)?;
                 screen.tell(
                     Tone::Alarm,
                     &format!(

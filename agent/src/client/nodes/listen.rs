@@ -333,7 +333,13 @@ impl Listener {
         };
         match said {
             Said::Began => {
-                node.stream = Some(view.stream(&name));
+                node.stream = Some(match node.broken.take() {
+                    Some(broken) => {
+                        view.begin_anew(broken, screen)?;
+                        broken
+                    }
+                    None => view.stream(&name),
+                });
                 node.last = Some(at);
                 if let Some(since) = node.silent.take() {
                     screen.say(&format!(
@@ -695,16 +701,36 @@ mod tests {
         }
         let said = String::from_utf8(err)?;
         let lines: Vec<&str> = said.lines().collect();
-        assert_eq!(lines.len(), 3, "each reason once: {lines:?}");
+        assert_eq!(lines.len(), 4, "each reason once: {lines:?}");
         assert_eq!(
-            lines[..2],
+            lines[..3],
             [
                 "n1: not heard any more: no sign of life; trying again",
                 "n1: not heard: its agent is not ready",
+                "n1: books: none came from the agent",
             ]
         );
         let gap = "n1: heard again; what happened there in the 14.0 s since ";
-        assert!(lines[2].starts_with(gap), "{lines:?}");
+        assert!(lines[3].starts_with(gap), "{lines:?}");
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_begins_anew_has_the_place_of_the_one_before() -> anyhow::Result<()> {
+        let mut listener = listener(&["n1"], &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        for _ in 0..3 {
+            listener.take(told("n1", Said::Began), &mut heard)?;
+            listener.take(told("n1", batch(&[1])), &mut heard)?;
+            listener.take(told("n1", Said::Broke("gone".to_owned())), &mut heard)?;
+        }
+        listener.take(told("n1", Said::Began), &mut heard)?;
+        assert_eq!(listener.nodes["n1"].stream, Some(0));
+        listener.view.close(&mut heard)?;
+        let said = String::from_utf8(err)?;
+        let books = said.lines().filter(|line| line.contains("books: "));
+        assert_eq!(books.count(), 4, "of each stream: {said}");
         Ok(())
     }
 }
