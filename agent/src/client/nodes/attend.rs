@@ -61,8 +61,11 @@ pub(super) enum Said {
     /// The stream that broke goes on.
     Resumed,
     Message(Box<v1::SubscribeResponse>),
-    /// It broke.
-    Broke(String),
+    /// It broke, and is not tried again if that is for good.
+    Broke {
+        why: String,
+        for_good: bool,
+    },
     /// There is no way to the agent.
     Lacking(String),
     /// It ended as was asked for.
@@ -259,7 +262,16 @@ impl Attendant {
                 self.out.say(Said::Over).await;
                 Ok(())
             }
-            Some(error) => Err(Said::Broke(format!("{error:#}"))),
+            Some(error) => {
+                let why = format!("{error:#}");
+                let for_good = self.lasting.patience().is_zero();
+                let broke = Said::Broke { why, for_good };
+                if for_good {
+                    self.out.say(broke).await;
+                    return Ok(());
+                }
+                Err(broke)
+            }
         }
     }
 }

@@ -378,19 +378,21 @@ impl Listener {
                     view.message(stream, at.clock, *message, screen)?;
                 }
             }
-            Said::Broke(why) => {
+            Said::Broke { why, for_good } => {
                 if let Some(stream) = node.stream.take() {
                     view.over(stream);
                     node.broken = Some(stream);
                 }
                 // What happened since the last message may not have come, even if it took a while to notice.
                 node.silent = node.last;
+                let again = if for_good { "" } else { "; trying again" };
                 screen.tell(
                     Tone::Alarm,
-                    &format!("{name}: not heard any more: {why}; trying again"),
+                    &format!("{name}: not heard any more: {why}{again}"),
                 )?;
                 view.silent(&name, &why, screen)?;
                 node.why = why;
+                node.over = for_good;
             }
             Said::Lacking(why) => {
                 if node.why != why {
@@ -453,6 +455,13 @@ mod tests {
         }
     }
 
+    fn broke(why: &str) -> Said {
+        Said::Broke {
+            why: why.to_owned(),
+            for_good: false,
+        }
+    }
+
     #[test]
     fn without_hope_are_only_those_who_mattered_at_the_start() -> anyhow::Result<()> {
         type Names = &'static [&'static str];
@@ -476,7 +485,7 @@ mod tests {
                 &[],
                 vec![
                     ("n1", Said::Began),
-                    ("n1", Said::Broke("gone".to_owned())),
+                    ("n1", broke("gone")),
                     ("n1", lacking()),
                 ],
                 false,
@@ -649,7 +658,7 @@ mod tests {
         let story = [
             ("never", Said::Lacking("no agent runs there".to_owned())),
             ("silent", Said::Began),
-            ("silent", Said::Broke("gone".to_owned())),
+            ("silent", broke("gone")),
             ("fine", Said::Began),
         ];
         for (node, said) in story {
@@ -690,7 +699,7 @@ mod tests {
             (1, Said::Began),
             (5, message()),
             // It took so long to notice.
-            (10, Said::Broke("no sign of life".to_owned())),
+            (10, broke("no sign of life")),
             (2, Said::Lacking("its agent is not ready".to_owned())),
             (1, Said::Lacking("its agent is not ready".to_owned())),
             (1, Said::Began),
@@ -716,6 +725,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_will_not_go_on_hears_of_the_break_and_that_is_it() -> anyhow::Result<()> {
+        let mut listener = listener(&["n1"], &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        assert!(!listener.hear(told("n1", Said::Began), &mut heard)?);
+        let why = "gone".to_owned();
+        let for_good = Said::Broke {
+            why,
+            for_good: true,
+        };
+        assert!(listener.hear(told("n1", for_good), &mut heard)?, "it ends");
+        assert!(!all_heard(&listener.nodes, |_| true, &mut heard)?);
+        let said = String::from_utf8(err)?;
+        assert!(said.starts_with("n1: not heard any more: gone\n"), "{said}");
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_stream_that_begins_anew_has_the_place_of_the_one_before() -> anyhow::Result<()> {
         let mut listener = listener(&["n1"], &[])?;
         let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -723,7 +750,7 @@ mod tests {
         for _ in 0..3 {
             listener.take(told("n1", Said::Began), &mut heard)?;
             listener.take(told("n1", batch(&[1])), &mut heard)?;
-            listener.take(told("n1", Said::Broke("gone".to_owned())), &mut heard)?;
+            listener.take(told("n1", broke("gone")), &mut heard)?;
         }
         listener.take(told("n1", Said::Began), &mut heard)?;
         assert_eq!(listener.nodes["n1"].stream, Some(0));
