@@ -82,6 +82,10 @@ pub(super) enum News<'a> {
     Heard(&'a str),
     /// That of this node does not, for that reason.
     Silent(&'a str, &'a str),
+    /// Nothing that is asked for is on this node any more.
+    Gone(&'a str),
+    /// This node cannot tell of that kind, for that reason.
+    Lacking(&'a str, v1::Kind, &'a str),
     /// The books of all of them together.
     Books(Totals),
 }
@@ -249,11 +253,12 @@ impl View {
         why: &str,
         screen: &mut Screen<'_>,
     ) -> io::Result<()> {
-        let node = match self.streams.first() {
-            Some(heard) if !heard.node.is_empty() => heard.node.clone(),
+        let heard = &mut self.streams[0];
+        if heard.node.is_empty() {
             // It told of nothing yet.
-            _ => place.to_string(),
-        };
+            heard.node = place.to_string();
+        }
+        let node = heard.node.clone();
         self.silent(&node, why, screen)
     }
 
@@ -265,6 +270,11 @@ impl View {
         screen: &mut Screen<'_>,
     ) -> io::Result<()> {
         self.tell_printer(News::Silent(node, why), screen)
+    }
+
+    /// Nothing that is asked for is on that node any more.
+    pub(super) fn gone(&mut self, node: &str, screen: &mut Screen<'_>) -> io::Result<()> {
+        self.tell_printer(News::Gone(node), screen)
     }
 
     fn tell_printer(&mut self, news: News<'_>, screen: &mut Screen<'_>) -> io::Result<()> {
@@ -315,7 +325,7 @@ impl View {
         let mut ending = None;
         match message {
             Message::Plan(plan) => {
-                heard.node.clone_from(&plan.node);
+                let before = std::mem::replace(&mut heard.node, plan.node.clone());
                 heard.notes.clone_from(&plan.notes);
                 for workload in &plan.workloads {
                     heard.name(workload);
@@ -333,7 +343,14 @@ impl View {
                     table.header(screen.out)?;
                     screen.out.flush()?;
                 }
+                if before != plan.node && !before.is_empty() {
+                    self.gone(&before, screen)?;
+                }
                 self.tell_printer(News::Heard(&plan.node), screen)?;
+                for kind in plan.capabilities.iter().filter(|kind| !kind.available) {
+                    let news = News::Lacking(&plan.node, kind.kind(), &kind.reason);
+                    self.tell_printer(news, screen)?;
+                }
             }
             Message::Workload(v1::WorkloadUpdate { workload }) => {
                 if let Some(workload) = workload {

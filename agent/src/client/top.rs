@@ -126,7 +126,7 @@ impl What {
 pub(super) enum Poke {
     /// An interval is over.
     Tick,
-    /// Something may look different by now.
+    /// What is different may be drawn by now.
     Redraw,
     /// A key was pressed.
     Key(KeyCode),
@@ -136,8 +136,10 @@ pub(super) enum Poke {
     Quit,
 }
 
-/// How often the view is drawn, also when nothing comes.
-const REDRAW: Duration = Duration::from_secs(1);
+/// How often the view is looked at, whether something is to be drawn.
+const REDRAW: Duration = Duration::from_millis(200);
+/// How often the agent tells the books.
+const BOOKS: Duration = Duration::from_secs(1);
 
 impl Top {
     pub(super) fn request(&self) -> v1::SubscribeRequest {
@@ -183,7 +185,7 @@ impl Top {
         let sort = sort.as_deref();
         // What is told in snapshots comes when an interval is over.
         let ticking = subjects.iter().any(|subject| !subject.in_snapshots());
-        let period = Duration::try_from(interval).unwrap_or(REDRAW);
+        let period = Duration::try_from(interval).unwrap_or(BOOKS);
         let ticks: Pokes = match ticking {
             true => Box::new(ticks(period, Poke::Tick)),
             false => Box::new(tokio_stream::pending()),
@@ -227,7 +229,7 @@ async fn show(
     // Whoever asks for a password asks on a terminal that is as usual.
     let reach = connection.reach().await?;
     // Books are looked at all the time.
-    request.heartbeat_interval = prost_types::Duration::try_from(REDRAW).ok();
+    request.heartbeat_interval = prost_types::Duration::try_from(BOOKS).ok();
     let notes = live.notes();
     let enough = Enough::default();
     let keys = terminal::keys(enough.clone())?;
@@ -281,28 +283,42 @@ fn ticks(period: Duration, poke: Poke) -> impl Stream<Item = Poke> + Unpin {
 
 /// What is told besides the output. Holds the last [`Notes::MAX`] bytes.
 #[derive(Clone, Debug, Default)]
-struct Notes(Arc<Mutex<String>>);
+struct Notes(Arc<Mutex<Noted>>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    text: String,
+    /// Bytes that were written, those that are not held any more too.
+    written: usize,
+}
 
 impl Notes {
     const MAX: usize = 16 << 10;
 
     fn all(&self) -> String {
-        self.lock().clone()
+        self.lock().text.clone()
     }
 
     /// The last line.
     fn last(&self) -> Option<String> {
-        self.lock().lines().last().map(str::to_owned)
+        self.lock().text.lines().last().map(str::to_owned)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, String> {
+    /// So many bytes were told.
+    fn written(&self) -> usize {
+        self.lock().written
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Noted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl io::Write for Notes {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut text = self.lock();
+        let mut noted = self.lock();
+        noted.written += bytes.len();
+        let text = &mut noted.text;
         text.push_str(&String::from_utf8_lossy(bytes));
         if text.len() > Self::MAX {
             let keep = text.len() - Self::MAX / 2;

@@ -66,6 +66,8 @@ struct Node {
     /// Why it is not, as told last.
     why: String,
     over: bool,
+    /// It is not shown any more: nothing that is asked for is there.
+    gone: bool,
 }
 
 /// Prints the events of all nodes that matter as one stream, until somebody ends it.
@@ -219,6 +221,7 @@ impl Listener {
                     break;
                 }
             }
+            self.forget(wanted, screen)?;
             let over = self.ends.is_some_and(|ends| Instant::now() >= ends);
             for name in wanted.names() {
                 if over || self.nodes.contains_key(&name) {
@@ -269,6 +272,22 @@ impl Listener {
                 && let Said::Message(_) = told.said
             {
                 self.take(told, screen)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nodes that are not heard are shown only while something that is asked for is there.
+    fn forget(&mut self, wanted: &Wanted, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+        for (name, node) in &mut self.nodes {
+            let gone = node.stream.is_none() && !wanted.matters(name);
+            if gone == std::mem::replace(&mut node.gone, gone) {
+                continue;
+            }
+            if gone {
+                self.view.gone(name, screen)?;
+            } else if node.stream.is_none() && !node.why.is_empty() {
+                self.view.silent(name, &node.why, screen)?;
             }
         }
         Ok(())
@@ -397,7 +416,9 @@ impl Listener {
             Said::Lacking(why) => {
                 if node.why != why {
                     screen.tell(Tone::Alarm, &format!("{name}: not heard: {why}"))?;
-                    view.silent(&name, &why, screen)?;
+                    if !node.gone {
+                        view.silent(&name, &why, screen)?;
+                    }
                     node.why = why;
                 }
             }
@@ -415,14 +436,19 @@ impl Listener {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
+    use std::{cell::RefCell, future::pending, io, rc::Rc};
 
     use dinle_proto::v1::subscribe_response::Message;
     use tokio::time::sleep;
 
     use super::*;
     use crate::{
-        client::{json::Json, nodes::tests::screen},
+        client::{
+            columns::Who,
+            json::Json,
+            nodes::tests::screen,
+            stream::{News, Printer},
+        },
         cluster::Known,
     };
 
@@ -721,6 +747,53 @@ mod tests {
         );
         let gap = "n1: heard again; what happened there in the 14.0 s since ";
         assert!(lines[3].starts_with(gap), "{lines:?}");
+        Ok(())
+    }
+
+    /// What is known of streams, as it is told to a printer.
+    struct Shown(Rc<RefCell<Vec<String>>>);
+
+    impl Printer for Shown {
+        fn event(&mut self, _: &v1::Event, _: &Who, _: &mut dyn io::Write) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn news(&mut self, news: News<'_>, _: &mut dyn io::Write) -> io::Result<()> {
+            let told = match news {
+                News::Silent(node, _) => format!("{node} silent"),
+                News::Gone(node) => format!("{node} gone"),
+                News::Heard(_) | News::Books(_) | News::Lacking(..) => return Ok(()),
+            };
+            self.0.borrow_mut().push(told);
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_is_not_heard_is_shown_while_it_matters() -> anyhow::Result<()> {
+        let shown = Rc::default();
+        let printer = Shown(Rc::clone(&shown));
+        let mut listener = Listener {
+            view: View::of_nodes(Format::Custom(Box::new(printer)), None),
+            ..listener(&["n1", "n2"], &[])?
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        for node in ["n1", "n2"] {
+            listener.take(told(node, Said::Began), &mut heard)?;
+        }
+        // Its pods are gone, and it is heard all the same.
+        listener.forget(&wanted(&["n1"]), &mut heard)?;
+        assert!(shown.borrow().is_empty());
+        listener.take(told("n2", broke("gone")), &mut heard)?;
+        for matters in [&["n1", "n2"][..], &["n1"], &["n1"]] {
+            listener.forget(&wanted(matters), &mut heard)?;
+        }
+        let lacking = Said::Lacking("no agent runs there".to_owned());
+        listener.take(told("n2", lacking), &mut heard)?;
+        assert_eq!(*shown.borrow(), ["n2 silent", "n2 gone"]);
+        listener.forget(&wanted(&["n1", "n2"]), &mut heard)?;
+        assert_eq!(*shown.borrow(), ["n2 silent", "n2 gone", "n2 silent"]);
         Ok(())
     }
 
