@@ -110,7 +110,7 @@ impl Lasting {
             Ending::Unfinished | Ending::Silence => true,
             Ending::Failed(status) => is_broken(status),
             Ending::Agent(Ok(v1::EndReason::Shutdown)) => true,
-            Ending::Agent(_) | Ending::Interrupted | Ending::Lost(_) => false,
+            Ending::Agent(_) | Ending::Interrupted | Ending::Lost(_) | Ending::Late => false,
         };
         broke && !self.patience.is_zero() && self.rest().is_some()
     }

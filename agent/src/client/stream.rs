@@ -151,6 +151,8 @@ pub(super) enum Ending {
     Silence,
     /// The connection broke, and there was no other one for so long.
     Lost(Duration),
+    /// The connection broke, and by the next one the agent does not have the stream, of which nothing is left to ask for.
+    Late,
 }
 
 /// Prints messages until the stream is over. `pokes` are for the printer.
@@ -565,6 +567,9 @@ impl Ending {
             Self::Lost(patience) => anyhow!(
                 "{place} could not be reached again for {} s (--reconnect)",
                 patience.as_secs()
+            ),
+            Self::Late => anyhow!(
+                "{place} does not have the stream any more, and there is no time or event left to ask for: its last books did not come"
             ),
             Self::Silence => anyhow!(
                 "no sign of life from the agent for {} s ({} heartbeats missed)",

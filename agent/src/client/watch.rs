@@ -6,7 +6,7 @@ use dinle_proto::v1;
 use futures::StreamExt as _;
 use tokio::time::{Instant, sleep};
 use tokio_stream::Stream;
-use tonic::{Status, Streaming};
+use tonic::Streaming;
 
 use super::{
     Refused, Screen,
@@ -385,12 +385,11 @@ pub(super) async fn listen_at(
             Err(ending) => break ending,
         };
         let again = match again {
-            Ok(Some((again, other, connection))) => {
+            Ok((again, other, connection)) => {
                 (messages, client) = (other, connection);
                 again
             }
-            Ok(None) => break Ending::Lost(lasting.patience()),
-            Err(status) => break Ending::Failed(status),
+            Err(ending) => break ending,
         };
         let seconds = broke.elapsed().as_secs_f64();
         match again {
@@ -413,14 +412,15 @@ pub(super) async fn listen_at(
     view.finish(ending, &place, screen)
 }
 
-/// Another connection, and what comes of it; `None` if it took too long.
+/// Another connection, and what comes of it; or how it ends without.
 async fn reconnected(
     lasting: &mut Lasting,
     place: &Place,
     broke: Instant,
-) -> Result<Option<(Again, Streaming<v1::SubscribeResponse>, Client)>, Status> {
+) -> Result<(Again, Streaming<v1::SubscribeResponse>, Client), Ending> {
+    let lost = Ending::Lost(lasting.patience());
     let Place::At(agent) = place else {
-        return Ok(None);
+        return Err(lost);
     };
     let mut delay = None;
     while broke.elapsed() < lasting.patience() {
@@ -432,12 +432,13 @@ async fn reconnected(
             continue;
         };
         match lasting.again(&mut client).await {
-            Ok(again) => return Ok(again.map(|(again, messages)| (again, messages, client))),
+            Ok(Some((again, messages))) => return Ok((again, messages, client)),
+            Ok(None) => return Err(Ending::Late),
             Err(status) if is_broken(&status) => {}
-            Err(status) => return Err(status),
+            Err(status) => return Err(Ending::Failed(status)),
         }
     }
-    Ok(None)
+    Err(lost)
 }
 
 /// What an agent would do.

@@ -670,6 +670,22 @@ async fn who_has_all_that_was_asked_for_begins_nothing_anew() {
 }
 
 #[tokio::test]
+async fn an_agent_that_is_back_too_late_is_told_as_that() {
+    let fake = Fake {
+        script: vec![resumable(false), Err(Status::unavailable("broken"))],
+        gone: 1,
+        ..Fake::default()
+    };
+    // It is over before another connection is tried.
+    let Printed { result, .. } = run(&fake, "watch --duration 199ms").await;
+    let error = result.expect_err("no books").to_string();
+    assert!(
+        error.contains("does not have the stream any more"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn where_the_stream_is_gone_another_one_begins_with_books_of_its_own() {
     let fake = Fake {
         script: vec![
