@@ -66,8 +66,8 @@ pub struct Top {
         hide_possible_values = true
     )]
     what: What,
-    /// Rank what happened in so much time, such as `5s`; at least 1s
-    #[arg(short, long, value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
+    /// Rank what happened in so much time, such as `5s`; from 1s to 1h
+    #[arg(short, long, value_name = "TIME", value_parser = parse_interval, default_value = "1s")]
     interval: prost_types::Duration,
     /// Sort by this column, such as `sent/s`; numbers begin with the largest [default: the first with numbers]
     #[arg(short, long, value_name = "COLUMN")]
@@ -81,6 +81,17 @@ pub struct Top {
     bounds: Bounds,
     #[command(flatten)]
     connection: Connection,
+}
+
+/// The longest interval. Rows of longer ones would be those of the past.
+const INTERVAL_MAX: i64 = 3600;
+
+fn parse_interval(text: &str) -> Result<prost_types::Duration, String> {
+    let interval = parse_duration(text)?;
+    match (interval.seconds, interval.nanos) {
+        (1..INTERVAL_MAX, _) | (INTERVAL_MAX, 0) => Ok(interval),
+        _ => Err("it is from 1s to 1h".to_owned()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
