@@ -351,6 +351,19 @@ def test_whoever_must_log_in_is_asked_before_the_view_takes_the_terminal(tmp_pat
         assert terminal.wait() == -signal.SIGINT
 
 
+def test_without_a_terminal_of_its_own_it_says_what_to_do(agent):
+    master, slave = os.openpty()
+    try:
+        # Output goes to a terminal, which is nobody's.
+        command = [node.binary(), "top", "--address", agent.grpc]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=slave, stderr=subprocess.PIPE, text=True, timeout=60, start_new_session=True)
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert done.returncode == 2
+    assert "the view needs a terminal" in done.stderr and "name a ranking and pipe it" in done.stderr
+
+
 def test_whoever_reads_lines_gets_tables(agent, pods):
     def piped(*flags: str) -> subprocess.CompletedProcess:
         command = [node.binary(), "top", *flags, "-n", "shop", "--address", agent.grpc]

@@ -117,7 +117,7 @@ def test_pages_for_man_say_what_the_help_says(tmp_path):
     one = man("top")
     assert (one.returncode, one.stdout) == (0, pages["dinle-top.1"])
     wrong = man("nope")
-    assert wrong.returncode == 1 and "there is no command nope" in wrong.stderr
+    assert wrong.returncode == 2 and "there is no command nope" in wrong.stderr
 
 
 def test_each_message_is_told_of():

@@ -244,7 +244,11 @@ async fn show(
     let notes = live.notes();
     let enough = Enough::default();
     let keys = terminal::keys(enough.clone())?;
-    let terminal = terminal::Terminal::enter()?;
+    let terminal = terminal::Terminal::enter().map_err(|error| {
+        Refused(format!(
+            "the view needs a terminal ({error}); to print tables, name a ranking and pipe it, as in `dinle top files | cat`"
+        ))
+    })?;
     live.draw(screen.out)?;
     let begun = {
         let heard = Arc::clone(&enough.heard);
