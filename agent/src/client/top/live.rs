@@ -19,7 +19,7 @@ use dinle_proto::v1;
 
 use super::{
     Notes, Poke,
-    ranking::names,
+    ranking::{names, no_such_column},
     subjects::Subject,
     sums::{NAMESPACE, POD},
     terminal::Canvas,
@@ -106,10 +106,7 @@ impl Live {
                     all.push(name);
                 }
             }
-            return Err(format!(
-                "--sort {sort}: there is no such column; there are {}",
-                all.join(", ").to_lowercase()
-            ));
+            return Err(no_such_column(sort, &all));
         }
         let tabs = subjects.into_iter().map(|subject| {
             let sort = sortable(subject.as_ref());

@@ -69,10 +69,6 @@ impl Subject for Disk {
         true
     }
 
-    fn height(&self, sums: &[u64]) -> u64 {
-        sums.first().copied().unwrap_or(0)
-    }
-
     fn drawing_title(&self) -> &'static str {
         "requests by time in the device"
     }

@@ -46,16 +46,8 @@ impl Subject for Drops {
         Some((cells, vec![count.count, count.bytes]))
     }
 
-    fn show(&self, sums: &[u64], seconds: f64) -> Vec<f64> {
-        sums.iter().map(|sum| *sum as f64 / seconds).collect()
-    }
-
     fn in_snapshots(&self) -> bool {
         true
-    }
-
-    fn height(&self, sums: &[u64]) -> u64 {
-        sums.first().copied().unwrap_or(0)
     }
 
     fn drawing_title(&self) -> &'static str {
