@@ -166,6 +166,19 @@ def test_whoever_adds_a_sensor_is_told_of_each_place():
         assert not missing, f"{name} does not name {missing}"
 
 
+def test_symptoms_are_in_the_words_of_the_program():
+    """What a page quotes, but for what stands in the place of `…`."""
+    said = "".join(re.sub(r"\\\n\s*", "", code(path)) for path in sources())
+    page = (DOCS / "troubleshooting.md").read_text()
+    quoted = [quote for line in page.splitlines() if line.startswith("| ") for quote in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+    fixed = [part.strip() for quote in quoted for part in quote.split("…")]
+    # One word may be anywhere, and is not what is searched for.
+    fixed = [part for part in fixed if " " in part]
+    assert len(fixed) > 8
+    wrong = [part for part in fixed if part not in said]
+    assert not wrong, f"the program does not say {wrong}"
+
+
 def test_files_that_a_page_names_are_there():
     for page in (DOCS / "add-a-sensor.md", DOCS / "release.md"):
         named = re.findall(r"`((?:agent|agent-ebpf|charts|docs|e2e|proto)/[\w./-]+|Cargo\.toml|CHANGELOG\.md|Dockerfile)`", page.read_text())
