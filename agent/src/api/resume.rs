@@ -227,3 +227,41 @@ impl Drop for Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::admit::Guard,
+        filter,
+        hub::{Hub, Limits},
+    };
+
+    #[tokio::test]
+    async fn a_stream_is_kept_once_its_token_was_taken() {
+        for (taken, kept) in [(false, 0), (true, 1)] {
+            let (hub, _publisher) = Hub::new(Limits::default(), || ());
+            let asked = v1::SubscribeRequest {
+                kinds: vec![v1::Kind::Exec.into()],
+                ..Default::default()
+            };
+            let request = filter::Request::parse(&asked, &filter::Limits::default());
+            let request = request.expect("a good request");
+            let subscription = hub
+                .subscribe(asked, request, v1::Caller::default(), Grant::all())
+                .expect("room");
+            let mut audited = Audited::begin(subscription, Guard::none());
+            audited.begin_with(Message::Plan(v1::Plan::default()));
+            let window = Duration::from_secs(30);
+            let streams = Streams::default();
+            let mut connection = streams.begin(audited, Some((Token::default(), window)));
+            if taken {
+                let plan = connection.next().await;
+                plan.expect("a message").expect("no status");
+            }
+            drop(connection);
+            assert_eq!(streams.lock().len(), kept);
+            assert_eq!(hub.board().listeners().count(), kept);
+        }
+    }
+}
