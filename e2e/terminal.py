@@ -83,6 +83,8 @@ class Terminal:
     def resize(self, columns: int, lines: int):
         with self.lock:
             self.screen.resize(lines, columns)
+            # What is there then was drawn for this size.
+            self.screen.erase_in_display(2)
         self.size(columns, lines)
 
     def press(self, *keys: str):

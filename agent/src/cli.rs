@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 use clap_complete::Shell;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
@@ -113,7 +113,7 @@ pub fn main() -> ExitCode {
         Err(error) => Err(error.into()),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("dinle: {error:#}");
+        eprintln!("dinle: {}", client::printable(&error));
         ExitCode::FAILURE
     })
 }
@@ -159,7 +159,10 @@ fn man(directory: Option<&Path>, page: Option<&str>) -> anyhow::Result<ExitCode>
         None => cli,
         Some(name) => match cli.find_subcommand(name) {
             Some(found) => found.clone(),
-            None => anyhow::bail!("there is no command {name}; `dinle --help` lists them"),
+            None => {
+                let wrong = format!("there is no command {name}; `dinle --help` lists them");
+                cli.error(ErrorKind::InvalidSubcommand, wrong).exit()
+            }
         },
     };
     clap_mangen::Man::new(command).render(&mut io::stdout())?;

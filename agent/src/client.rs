@@ -197,6 +197,13 @@ async fn run_on(command: Command, screen: &mut Screen<'_>) -> anyhow::Result<Exi
     }
 }
 
+/// An error as it may be printed: what it quotes of an agent or a file cannot take over the terminal.
+pub fn printable(error: &anyhow::Error) -> String {
+    let told = format!("{error:#}");
+    let lines: Vec<_> = told.lines().map(text::clean).collect();
+    lines.join("\n")
+}
+
 /// The user asked for something that cannot be: one sentence a line.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

@@ -20,4 +20,5 @@ pub mod kernel;
 pub mod listen;
 pub mod metrics;
 pub mod pipeline;
+pub mod sessions;
 pub mod workload;

@@ -65,6 +65,9 @@ fn what_cannot_be_asked_for_is_2() {
     for arguments in [
         vec!["watch", "--kinds", "forks"],
         vec!["watch", "--raw", "--address", "n1"],
+        vec!["man", "nope"],
+        vec!["top", "process", "--interval", "9223372036854775807s"],
+        vec!["selftest", "--timeout", "9223372036854775807s"],
         vec!["listen"],
         vec![],
     ] {

@@ -67,6 +67,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     // The contract's messages as text, and its numbers by name, for whoever prints or writes them.
     ("json", &["dinle_proto"]),
     ("errno", &[]),
+    // What is new in a report on a TCP session, for whoever adds up.
+    ("sessions", &["dinle_proto"]),
     // Subscribers within the agent. As `api` they ask for streams and wait for the kernel; they see no more of the way of events than a client.
     (
         "export",
@@ -133,7 +135,15 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Talks to the API only: what it lacks, the contract lacks.
     (
         "client",
-        &["cluster", "dinle_proto", "errno", "json", "tokio", "tonic"],
+        &[
+            "cluster",
+            "dinle_proto",
+            "errno",
+            "json",
+            "sessions",
+            "tokio",
+            "tonic",
+        ],
     ),
 ];
 
@@ -162,6 +172,7 @@ const WATCHED: &[&str] = &[
     "listen",
     "metrics",
     "pipeline",
+    "sessions",
     "tokio",
     "tonic",
     "workload",

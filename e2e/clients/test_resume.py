@@ -281,8 +281,8 @@ def test_the_command_line_leaves_nothing_behind_when_it_is_interrupted(agent, ob
     wait_until(lambda: open_streams(observer, v1) - before, PATIENCE_SECONDS, "the stream begins")
     watching.process.send_signal(signal.SIGINT)
     assert watching.wait() == 0
-    # One that is left is kept for longer than this waits.
-    assert open_streams(observer, v1) == before
+    # One that is left is kept for longer than this waits. Others may end meanwhile.
+    assert not open_streams(observer, v1) - before
 
 
 def test_the_command_line_begins_anew_with_another_agent_and_says_so(pods, v1, shop):

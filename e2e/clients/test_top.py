@@ -151,7 +151,8 @@ def test_each_tab_counts_what_was_done(top, pods):
             terminal.press("Esc")
             terminal.shows(r"^\d+ rows, since")
             terminal.press("3")
-            terminal.shows(row(CHECKOUT, "-", f"127.0.0.1:{port}", "2.9K", "2.9K", "0", "3"))
+            # Of the peer there is room for its end.
+            terminal.shows(row(CHECKOUT, "-", rf"\S*:{port}", "2.9K", "2.9K", "0", "3"))
             terminal.press("4")
             terminal.shows(row(CHECKOUT, r"\w+", "read", "28.0K", "7"))
             terminal.shows(r"\b7 requests by time in the device")
@@ -225,9 +226,16 @@ def test_it_takes_any_size(top, pods):
         terminal.press("t")
         pods["web"].run("/bin/true", times=4)
         terminal.shows(row(WEB, "true", "4", "4"))
-        for columns, lines in [(40, 12), (120, 40), (20, 4), (80, 24)]:
+        # Lines of the tabs, of the books and of the keys, where there is room for them.
+        for columns, lines, books, keys in [(40, 12, 9, 11), (120, 40, 37, 39), (20, 4, 3, None), (80, 24, 21, 23)]:
             terminal.resize(columns, lines)
-            terminal.until(lambda shown: any(line.startswith("books:") for line in shown), f"{columns} × {lines}")
+
+            def fits(shown: list[str], books=books, keys=keys) -> bool:
+                foot = keys is None or shown[keys].startswith("Tab tabs")
+                return shown[0].startswith("dinle top") and shown[books].startswith("books:") and foot
+
+            terminal.until(fits, f"{columns} × {lines}")
+            assert len(terminal.lines()) == lines
         terminal.shows(row(WEB, "true", "4", "4"))
         assert terminal.lines()[23].startswith("Tab tabs")
 
@@ -295,6 +303,65 @@ def test_an_agent_that_is_not_there_is_told_on_a_terminal_that_is_given_back():
         assert terminal.wait() == 1
         assert terminal.restored()
         terminal.until(lambda lines: "cannot connect" in " ".join(lines), "why")
+
+
+# As a plugin of the kubeconfig asks for a password, and knows it from then on.
+LOGIN = """#!/bin/sh
+if ! test -e "$0.done"; then
+    echo "Password: " > /dev/tty
+    read -r password
+    test "$password" = secret || exit 1
+    touch "$0.done"
+fi
+echo '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"t"}}'
+"""
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
+clusters: [{{name: here, cluster: {{server: "http://{server}"}}}}]
+users:
+- name: me
+  user:
+    exec:
+      apiVersion: client.authentication.k8s.io/v1
+      command: {command}
+      interactiveMode: IfAvailable
+"""
+
+
+def test_whoever_must_log_in_is_asked_before_the_view_takes_the_terminal(tmp_path):
+    login, config = tmp_path / "login", tmp_path / "config"
+    login.write_text(LOGIN)
+    login.chmod(0o755)
+    config.write_text(KUBECONFIG.format(server=f"127.0.0.1:{node.free_port()}", command=login))
+    with Terminal(node.binary(), "top", "--kubeconfig", config) as terminal:
+        terminal.shows("^Password:")
+        assert terminal.restored() and b"\x1b[?1049h" not in terminal.raw
+        terminal.press("secret", "Enter")
+        terminal.until(lambda _: b"\x1b[?1049h" in terminal.raw, "the view")
+        terminal.press("q")
+        terminal.wait()
+        assert terminal.restored()
+    (tmp_path / "login.done").unlink()
+    with Terminal(node.binary(), "top", "--kubeconfig", config) as terminal:
+        terminal.shows("^Password:")
+        terminal.press("Ctrl-C")
+        assert terminal.wait() == -signal.SIGINT
+
+
+def test_without_a_terminal_of_its_own_it_says_what_to_do(agent):
+    master, slave = os.openpty()
+    try:
+        # Output goes to a terminal, which is nobody's.
+        command = [node.binary(), "top", "--address", agent.grpc]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=slave, stderr=subprocess.PIPE, text=True, timeout=60, start_new_session=True)
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert done.returncode == 2
+    assert "the view needs a terminal" in done.stderr and "name a ranking and pipe it" in done.stderr
 
 
 def test_whoever_reads_lines_gets_tables(agent, pods):

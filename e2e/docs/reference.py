@@ -199,36 +199,46 @@ def cli() -> str:
     )
 
 
-# A family, by `encode_descriptor` or by the closure `one`, which is for families without labels.
-FAMILY = re.compile(r'(encode_descriptor|\bone)\(\s*"(\w+)",\s*"((?:[^"\\]|\\.)*)",\s*([^;]*?)\)\?', re.DOTALL)
+# A family, by `encode_descriptor` or by the closure `one`, which says what all of its families have in common.
+FAMILY = re.compile(r'(encode_descriptor|\bone)\(\s*"(\w+)",\s*"((?:[^"\\]|\\.)*)",\s*([^;]*?)\)(?:\?|\n\})', re.DOTALL)
+ONE = re.compile(r"let mut one = .*?\n +\};", re.DOTALL)
+LABEL = re.compile(r'\("(\w+)", ')
 
 
 def families() -> list[tuple[str, str, str, list[str], str]]:
     """Name, type, help and labels of each metric in the code, and where it is there."""
     source = (ROOT / "agent/src/metrics.rs").read_text().split("\n#[cfg(test)]")[0]
     source = source.split("impl Collector for Metrics", 1)[1]
+    exporters = (ROOT / "agent/src/metrics/exporters.rs").read_text().split("\n#[cfg(test)]")[0]
+    found = families_in(source)
+    found += [(*family[:-1], "with `--exporters`") for family in families_in(exporters)]
+    return sorted(found)
+
+
+def families_in(source: str) -> list[tuple[str, str, str, list[str], str]]:
     # What closure `one` makes, from where it is defined.
-    ones = [(found.start(), found[1]) for found in re.finditer(r"let mut one = \|name, help, \w+: (\w+)\|", source)]
+    common = re.search(r"let labels = \|.*?\n    \};", source, re.DOTALL)
+    common = LABEL.findall(common[0]) if common else []
+    ones = [(one.start(), "counter" if ", counter)" in one[0] else "gauge", common if "&labels(" in one[0] else []) for one in ONE.finditer(source)]
     conditions = [(m.start(), m.end() + source[m.end() :].index("\n        }\n"), m[1]) for m in re.finditer(r"\n        if let Some\((\w+)\) = \w+ \{", source)]
     found = []
     matches = list(FAMILY.finditer(source))
     for at, match in enumerate(matches):
         how, name, help, rest = match.groups()
         if how == "one":
-            kind = {"u64": "counter", "i64": "gauge", "f64": "gauge"}[[number for start, number in ones if start < match.start()][-1]]
-            labels = []
+            kind, labels = [(kind, labels) for start, kind, labels in ones if start < match.start()][-1]
         else:
             kind = "counter" if "counter" in rest else "gauge"
             until = matches[at + 1].start() if at + 1 < len(matches) else len(source)
             below = source[match.end() : until]
-            labels = re.findall(r'\("(\w+)", ', below) if "encode_family" in below else []
+            labels = LABEL.findall(below) if "encode_family" in below else []
             if "Some(&" in rest:
                 name += "_bytes"
         when = [condition for start, end, condition in conditions if start < match.start() < end]
         where = {"tls": "with TLS", "auth": "with `--auth kube`"}[when[0]] if when else ""
         suffix = "_total" if kind == "counter" else ""
         found.append((f"dinle_{name}{suffix}", kind, help, list(dict.fromkeys(labels)), where))
-    return sorted(found)
+    return found
 
 
 def metrics() -> str:
@@ -240,9 +250,10 @@ def metrics() -> str:
     return "\n".join(
         [
             "# Metrics\n",
-            "<!-- Made of agent/src/metrics.rs by e2e/docs. -->\n",
+            "<!-- Made of agent/src/metrics.rs and agent/src/metrics/exporters.rs by e2e/docs. -->\n",
             "What an agent serves at `/metrics` (`--http`), for Prometheus, in the format of OpenMetrics. It asks nobody who they are, and "
-            "names neither pods nor users. An agent that [exports](../exporters.md#when-a-receiver-is-slow-or-away) tells of that too.\n",
+            "names neither pods nor users. What an agent that exports tells of that is [explained there](../exporters.md#when-a-receiver-is-slow-or-away); "
+            "series of pods are at [`/metrics/NAME`](../exporters.md#prometheus).\n",
             "| name | type | labels | meaning | |",
             "|---|---|---|---|---|",
             *rows,

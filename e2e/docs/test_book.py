@@ -117,7 +117,7 @@ def test_pages_for_man_say_what_the_help_says(tmp_path):
     one = man("top")
     assert (one.returncode, one.stdout) == (0, pages["dinle-top.1"])
     wrong = man("nope")
-    assert wrong.returncode == 1 and "there is no command nope" in wrong.stderr
+    assert wrong.returncode == 2 and "there is no command nope" in wrong.stderr
 
 
 def test_each_message_is_told_of():
@@ -164,6 +164,19 @@ def test_whoever_adds_a_sensor_is_told_of_each_place():
         text = (ROOT / name).read_text()
         missing = [sensor for sensor in sensors if not re.search(rf"\b{sensor}\b", text)]
         assert not missing, f"{name} does not name {missing}"
+
+
+def test_symptoms_are_in_the_words_of_the_program():
+    """What a page quotes, but for what stands in the place of `…`."""
+    said = "".join(re.sub(r"\\\n\s*", "", code(path)) for path in sources())
+    page = (DOCS / "troubleshooting.md").read_text()
+    quoted = [quote for line in page.splitlines() if line.startswith("| ") for quote in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+    fixed = [part.strip() for quote in quoted for part in quote.split("…")]
+    # One word may be anywhere, and is not what is searched for.
+    fixed = [part for part in fixed if " " in part]
+    assert len(fixed) > 8
+    wrong = [part for part in fixed if part not in said]
+    assert not wrong, f"the program does not say {wrong}"
 
 
 def test_files_that_a_page_names_are_there():

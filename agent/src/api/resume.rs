@@ -78,7 +78,7 @@ impl Streams {
         if stream.kept.is_some() {
             self.lock().insert(id, stream.clone());
         }
-        Connection::new(self.clone(), id, stream)
+        Connection::new(self.clone(), id, stream, false)
     }
 
     /// Goes on with a stream, if that is there, and the caller's. `plan` makes its first message.
@@ -104,7 +104,7 @@ impl Streams {
             return Err(gone());
         }
         stream.connection.send_modify(|connection| *connection += 1);
-        let connection = Connection::new(self.clone(), *stream_id, stream.clone());
+        let connection = Connection::new(self.clone(), *stream_id, stream.clone(), true);
         let mut held = timeout(LET_GO, stream.held.lock()).await.map_err(|_| {
             Status::unavailable("the connection of before still holds the stream; try again")
         })?;
@@ -149,17 +149,20 @@ pub(super) struct Connection {
     id: u64,
     stream: Arc<Stream>,
     number: u64,
+    /// A message was taken, on this connection or one before: without its token nobody can go on.
+    begun: bool,
     over: bool,
 }
 
 impl Connection {
-    fn new(streams: Streams, id: u64, stream: Arc<Stream>) -> Self {
+    fn new(streams: Streams, id: u64, stream: Arc<Stream>, begun: bool) -> Self {
         let number = *stream.connection.borrow();
         Self {
             streams,
             id,
             stream,
             number,
+            begun,
             over: false,
         }
     }
@@ -169,6 +172,7 @@ impl Connection {
         let Self {
             stream,
             number,
+            begun,
             over,
             ..
         } = self;
@@ -180,6 +184,7 @@ impl Connection {
             next = held.as_mut()?.next() => next,
         };
         *over = !matches!(next, Some(Ok(_)));
+        *begun = true;
         next
     }
 }
@@ -191,13 +196,15 @@ impl Drop for Connection {
             id,
             stream,
             number,
+            begun,
             over,
         } = self;
         if *stream.connection.borrow() != *number {
             return;
         }
         let (streams, stream, id, number) = (streams.clone(), stream.clone(), *id, *number);
-        let window = stream.kept.filter(|_| !*over).map(|(_, window)| window);
+        let kept = stream.kept.filter(|_| *begun && !*over);
+        let window = kept.map(|(_, window)| window);
         let Some(window) = window else {
             streams.lock().remove(&id);
             // Nobody else has it, or who has will drop it.
@@ -217,6 +224,44 @@ impl Drop for Connection {
                     drop(held.take());
                 }
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::admit::Guard,
+        filter,
+        hub::{Hub, Limits},
+    };
+
+    #[tokio::test]
+    async fn a_stream_is_kept_once_its_token_was_taken() {
+        for (taken, kept) in [(false, 0), (true, 1)] {
+            let (hub, _publisher) = Hub::new(Limits::default(), || ());
+            let asked = v1::SubscribeRequest {
+                kinds: vec![v1::Kind::Exec.into()],
+                ..Default::default()
+            };
+            let request = filter::Request::parse(&asked, &filter::Limits::default());
+            let request = request.expect("a good request");
+            let subscription = hub
+                .subscribe(asked, request, v1::Caller::default(), Grant::all())
+                .expect("room");
+            let mut audited = Audited::begin(subscription, Guard::none());
+            audited.begin_with(Message::Plan(v1::Plan::default()));
+            let window = Duration::from_secs(30);
+            let streams = Streams::default();
+            let mut connection = streams.begin(audited, Some((Token::default(), window)));
+            if taken {
+                let plan = connection.next().await;
+                plan.expect("a message").expect("no status");
+            }
+            drop(connection);
+            assert_eq!(streams.lock().len(), kept);
+            assert_eq!(hub.board().listeners().count(), kept);
         }
     }
 }

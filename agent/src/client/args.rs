@@ -198,7 +198,7 @@ pub(super) struct Bounds {
     /// Events a second at most; those beyond are lost, and told [default: the agent's limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate_limit: Option<u32>,
-    /// Try for so long to go on when the connection breaks, and have the agent keep what happens meanwhile, for 60s at most; 0s: end
+    /// Try for so long to go on when the connection breaks, and have the agent keep what happens meanwhile, for 60s at most; with --kube, each node is tried again until the end; 0s: end, with --kube for that node
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(super) reconnect: Duration,
     /// Print what the agent would do, and end [default: no]

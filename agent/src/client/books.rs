@@ -33,6 +33,8 @@ pub(super) struct Totals {
     matched: u64,
     delivered: u64,
     queued: u64,
+    /// Queued for a stream whose place another took.
+    untold: u64,
     /// By stage.
     lost: BTreeMap<i32, u64>,
     /// Not in the books yet.
@@ -48,6 +50,7 @@ impl Totals {
             matched,
             delivered,
             queued,
+            untold,
             lost,
             lost_since,
             wrong,
@@ -55,6 +58,7 @@ impl Totals {
         self.matched += matched;
         self.delivered += delivered;
         self.queued += queued;
+        self.untold += untold;
         for (stage, count) in lost {
             *self.lost.entry(*stage).or_default() += count;
         }
@@ -64,9 +68,9 @@ impl Totals {
         }
     }
 
-    /// Events that were lost, as far as was told.
+    /// Events that do not come, as far as is known.
     pub(super) fn lost(&self) -> u64 {
-        self.lost.values().sum::<u64>() + self.lost_since
+        self.lost.values().sum::<u64>() + self.lost_since + self.untold
     }
 }
 
@@ -76,6 +80,7 @@ impl fmt::Display for Totals {
             matched,
             delivered,
             queued,
+            untold,
             lost,
             lost_since,
             wrong: _,
@@ -90,6 +95,9 @@ impl fmt::Display for Totals {
         )?;
         if *queued > 0 {
             write!(f, " + queued {}", number(*queued))?;
+        }
+        if *untold > 0 {
+            write!(f, " + not told {}", number(*untold))?;
         }
         write!(f, " + lost {}", number(in_books))?;
         f.write_str(&in_stages(
@@ -131,6 +139,19 @@ impl Ledger {
                 *totals.lost.entry(lost.stage).or_default() += lost.count;
             }
         }
+        totals
+    }
+
+    /// The same of a stream of which nothing more comes: what was queued then and did not come is not told.
+    pub(super) fn closed(&self) -> Totals {
+        let mut totals = self.totals();
+        let seen: u64 = self.seen.values().sum();
+        let came = seen.saturating_sub(totals.delivered);
+        let queued = std::mem::take(&mut totals.queued);
+        totals.untold = queued.saturating_sub(came);
+        // Those that are in no books were matched after these.
+        totals.matched += came.saturating_sub(queued);
+        totals.delivered += came;
         totals
     }
 
@@ -390,6 +411,29 @@ mod tests {
             count,
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn what_was_queued_for_a_stream_that_is_closed_is_not_told() {
+        let told = |came: usize| {
+            let mut ledger = Ledger::default();
+            ledger.batch(&batch(1, &[Kind::Exec; 10]));
+            ledger.heartbeat(&heartbeat(&[books(Kind::Exec, 47, 10, 37, &[])]));
+            ledger.batch(&batch(11, &vec![Kind::Exec; came]));
+            let mut totals = Totals::default();
+            totals.add(&ledger.closed());
+            (totals.to_string(), totals.lost())
+        };
+        let line = |text: &str| text.to_owned();
+        assert_eq!(
+            told(0),
+            (line("matched 47 = delivered 10 + not told 37 + lost 0"), 37)
+        );
+        assert_eq!(
+            told(30),
+            (line("matched 47 = delivered 40 + not told 7 + lost 0"), 7)
+        );
+        assert_eq!(told(40), (line("matched 50 = delivered 50 + lost 0"), 0));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A stream that outlives its connection: it is resumed, or begun anew when the agent does not have it any more.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use dinle_proto::v1::{self, subscribe_response::Message};
 use tokio::time::Instant;
@@ -83,13 +83,25 @@ impl Lasting {
         }
     }
 
-    /// The first connection's messages.
+    /// The messages of a new stream, of what was asked for or what is left of it. `None`: it was stopped before they came.
     pub(super) async fn begin(
-        &self,
+        &mut self,
+        request: v1::SubscribeRequest,
         client: &mut Client,
         place: &Place,
-    ) -> anyhow::Result<Streaming<v1::SubscribeResponse>> {
-        answer(place, client.subscribe(self.asked.clone())).await
+        stop: impl Future<Output = ()>,
+    ) -> anyhow::Result<Option<Streaming<v1::SubscribeResponse>>> {
+        let late = {
+            let mut call = pin!(answer(place, client.subscribe(request)));
+            tokio::select! {
+                begun = &mut call => return begun.map(Some),
+                () = stop => tokio::time::timeout(LEAVE_MAX, call).await,
+            }
+        };
+        if let Ok(Ok(mut messages)) = late {
+            self.leave(client, &mut messages).await;
+        }
+        Ok(None)
     }
 
     /// Whether another connection may help.
@@ -98,7 +110,7 @@ impl Lasting {
             Ending::Unfinished | Ending::Silence => true,
             Ending::Failed(status) => is_broken(status),
             Ending::Agent(Ok(v1::EndReason::Shutdown)) => true,
-            Ending::Agent(_) | Ending::Interrupted | Ending::Lost(_) => false,
+            Ending::Agent(_) | Ending::Interrupted | Ending::Lost(_) | Ending::Late => false,
         };
         broke && !self.patience.is_zero() && self.rest().is_some()
     }
@@ -168,12 +180,25 @@ impl Lasting {
         Some(rest)
     }
 
-    /// Tells the agent that nobody comes again. It finds out by itself otherwise, later.
-    pub(super) async fn leave(&self, client: &mut Client) {
-        if let Some((stream_id, token)) = self.resumable.clone() {
-            let leave = client.leave(v1::LeaveRequest { stream_id, token });
-            _ = tokio::time::timeout(LEAVE_MAX, leave).await;
-        }
+    /// Tells the agent that nobody comes again. It finds out by itself otherwise, later. What it takes to tell comes with the first of the
+    /// messages.
+    pub(super) async fn leave(
+        &mut self,
+        client: &mut Client,
+        messages: &mut Streaming<v1::SubscribeResponse>,
+    ) {
+        let leave = async {
+            if self.asked.resume_window.is_some()
+                && self.received == 0
+                && let Ok(Some(first)) = messages.message().await
+            {
+                self.note(&first);
+            }
+            if let Some((stream_id, token)) = self.resumable.clone() {
+                _ = client.leave(v1::LeaveRequest { stream_id, token }).await;
+            }
+        };
+        _ = tokio::time::timeout(LEAVE_MAX, leave).await;
     }
 }
 

@@ -11,7 +11,7 @@ use dinle_proto::v1::{self, event::Detail, subscribe_response::Message};
 use tokio::time::{Instant, interval, timeout_at};
 
 use super::{
-    Screen,
+    Refused, Screen,
     args::parse_duration,
     connect::{Client, HEARTBEAT, Place, answer, connect},
     connection::{Connection, Reach},
@@ -66,11 +66,15 @@ impl Selftest {
             connection,
         } = self;
         let patience = Duration::try_from(timeout).unwrap_or_default();
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now()
+            .checked_add(patience)
+            .ok_or_else(|| Refused("--timeout is too long".to_owned()))?;
         let (client, place) = match connection.reach().await? {
             Reach::Agent(address) => (connect(&address).await?, Place::At(address)),
             Reach::Cluster(cluster) => {
-                let node = node.context("with --kube, --node says on which node this runs")?;
+                let node = node.ok_or_else(|| {
+                    Refused("with --kube, --node says on which node this runs".to_owned())
+                })?;
                 let client = nodes::of_node(&cluster, &node, deadline).await?;
                 (client, Place::On(node))
             }

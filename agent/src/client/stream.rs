@@ -1,5 +1,7 @@
 //! A stream from its plan to its last books.
 
+mod ending;
+
 use std::{
     collections::HashMap,
     future::Future,
@@ -10,13 +12,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, anyhow};
 use dinle_proto::v1::{self, subscribe_response::Message};
-use futures::FutureExt as _;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::Status;
 
@@ -24,19 +21,15 @@ use super::{
     Screen,
     books::{self, Ledger, Totals},
     columns::{EventTable, Who},
-    connect::{HEARTBEAT, Place, SILENCE_MAX, failure},
+    connect::{Place, SILENCE_MAX},
     json::Json,
     look::Tone,
     order::Order,
     pages, text,
-    top::{self, Poke},
+    top::Poke,
 };
 
-/// Signals within this time are one.
-const ONE_SIGNAL: Duration = Duration::from_millis(300);
-
-/// How long an interrupted client waits for whoever reads its output.
-const STUCK_MAX: Duration = Duration::from_secs(2);
+pub(super) use self::ending::{Ending, interrupted};
 
 /// How a stream is printed.
 pub(super) enum Format {
@@ -82,6 +75,10 @@ pub(super) enum News<'a> {
     Heard(&'a str),
     /// That of this node does not, for that reason.
     Silent(&'a str, &'a str),
+    /// Nothing that is asked for is on this node any more.
+    Gone(&'a str),
+    /// This node cannot tell of that kind, for that reason.
+    Lacking(&'a str, v1::Kind, &'a str),
     /// The books of all of them together.
     Books(Totals),
 }
@@ -132,22 +129,6 @@ struct Heard {
 
 /// Number of a stream in a [`View`].
 pub(super) type StreamId = usize;
-
-/// Why a stream is over.
-pub(super) enum Ending {
-    /// The user interrupted it, or its time is over and the agent does not end it.
-    Interrupted,
-    /// The agent ended it, with its last books.
-    Agent(Result<v1::EndReason, i32>),
-    /// It ended without last books.
-    Unfinished,
-    /// It failed.
-    Failed(Status),
-    /// Nothing came for [`SILENCE_MAX`].
-    Silence,
-    /// The connection broke, and there was no other one for so long.
-    Lost(Duration),
-}
 
 /// Prints messages until the stream is over. `pokes` are for the printer.
 pub(super) async fn follow(
@@ -223,12 +204,17 @@ impl View {
         self.streams[stream].ledger.settled()
     }
 
-    /// Another stream takes the place of the only one, whose books are told.
-    pub(super) fn begin_anew(&mut self, screen: &mut Screen<'_>) -> io::Result<()> {
-        let before = std::mem::take(&mut self.streams[0]);
-        screen.say(&before.ledger.summary())?;
-        self.before.add(&before.ledger.totals());
-        self.streams[0] = Heard {
+    /// Another stream takes the place of that one, whose books are told.
+    pub(super) fn begin_anew(
+        &mut self,
+        stream: StreamId,
+        screen: &mut Screen<'_>,
+    ) -> io::Result<()> {
+        let several = self.order.is_some();
+        let before = std::mem::take(&mut self.streams[stream]);
+        before.tell(Tone::Plain, &before.ledger.summary(), several, screen)?;
+        self.before.add(&before.ledger.closed());
+        self.streams[stream] = Heard {
             node: before.node,
             names: before.names,
             wrong_before: before.wrong_before || before.ledger.wrong().is_some(),
@@ -244,11 +230,12 @@ impl View {
         why: &str,
         screen: &mut Screen<'_>,
     ) -> io::Result<()> {
-        let node = match self.streams.first() {
-            Some(heard) if !heard.node.is_empty() => heard.node.clone(),
+        let heard = &mut self.streams[0];
+        if heard.node.is_empty() {
             // It told of nothing yet.
-            _ => place.to_string(),
-        };
+            heard.node = place.to_string();
+        }
+        let node = heard.node.clone();
         self.silent(&node, why, screen)
     }
 
@@ -260,6 +247,11 @@ impl View {
         screen: &mut Screen<'_>,
     ) -> io::Result<()> {
         self.tell_printer(News::Silent(node, why), screen)
+    }
+
+    /// Nothing that is asked for is on that node any more.
+    pub(super) fn gone(&mut self, node: &str, screen: &mut Screen<'_>) -> io::Result<()> {
+        self.tell_printer(News::Gone(node), screen)
     }
 
     fn tell_printer(&mut self, news: News<'_>, screen: &mut Screen<'_>) -> io::Result<()> {
@@ -310,7 +302,7 @@ impl View {
         let mut ending = None;
         match message {
             Message::Plan(plan) => {
-                heard.node.clone_from(&plan.node);
+                let before = std::mem::replace(&mut heard.node, plan.node.clone());
                 heard.notes.clone_from(&plan.notes);
                 for workload in &plan.workloads {
                     heard.name(workload);
@@ -328,7 +320,14 @@ impl View {
                     table.header(screen.out)?;
                     screen.out.flush()?;
                 }
+                if before != plan.node && !before.is_empty() {
+                    self.gone(&before, screen)?;
+                }
                 self.tell_printer(News::Heard(&plan.node), screen)?;
+                for kind in plan.capabilities.iter().filter(|kind| !kind.available) {
+                    let news = News::Lacking(&plan.node, kind.kind(), &kind.reason);
+                    self.tell_printer(news, screen)?;
+                }
             }
             Message::Workload(v1::WorkloadUpdate { workload }) => {
                 if let Some(workload) = workload {
@@ -520,39 +519,6 @@ impl View {
     }
 }
 
-impl Ending {
-    /// What is wrong with it; `None` if it is as was asked for.
-    pub(super) fn error(&self, place: &Place) -> Option<anyhow::Error> {
-        Some(match self {
-            Self::Interrupted
-            | Self::Agent(Ok(v1::EndReason::MaxEvents | v1::EndReason::MaxDuration)) => {
-                return None;
-            }
-            Self::Agent(Ok(v1::EndReason::Shutdown)) => anyhow!("{place} shuts down"),
-            // What may not go on is told behind the last books.
-            Self::Agent(Ok(v1::EndReason::Permission)) => {
-                anyhow!("{place} ended the stream: you may not listen to it any more")
-            }
-            Self::Agent(Ok(v1::EndReason::Unspecified)) | Self::Unfinished => anyhow!(
-                "the stream from {place} ended without its last books; was the agent killed?"
-            ),
-            Self::Agent(Err(reason)) => {
-                anyhow!("{place} ended the stream for reason {reason}, which a newer dinle knows")
-            }
-            Self::Failed(status) => failure(place, status),
-            Self::Lost(patience) => anyhow!(
-                "{place} could not be reached again for {} s (--reconnect)",
-                patience.as_secs()
-            ),
-            Self::Silence => anyhow!(
-                "no sign of life from the agent for {} s ({} heartbeats missed)",
-                SILENCE_MAX.as_secs(),
-                SILENCE_MAX.as_secs() / HEARTBEAT.as_secs()
-            ),
-        })
-    }
-}
-
 impl Heard {
     fn name(&mut self, workload: &v1::Workload) {
         let who = Who::new(workload, &self.node);
@@ -575,47 +541,6 @@ impl Heard {
         }
         Ok(())
     }
-}
-
-/// Becomes ready when the user interrupts with Ctrl-C or SIGTERM.
-///
-/// The process ends by itself soon afterwards, or at the second signal, if it is stuck in writing to somebody who does not read.
-pub(super) fn interrupted() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut interrupt = listen_to(SignalKind::interrupt())?;
-    let mut terminate = listen_to(SignalKind::terminate())?;
-    let (told, stop) = tokio::sync::oneshot::channel();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        // Nobody is left to be told when the stream is over already.
-        if told.send(()).is_err() {
-            return;
-        }
-        // timeout(1) signals a process, and then its group: the same once more.
-        tokio::time::sleep(ONE_SIGNAL).await;
-        while interrupt.recv().now_or_never().is_some() || terminate.recv().now_or_never().is_some()
-        {
-        }
-        let why = tokio::select! {
-            _ = interrupt.recv() => "interrupted again",
-            _ = terminate.recv() => "interrupted again",
-            () = tokio::time::sleep(STUCK_MAX) => "nobody reads the output",
-        };
-        top::restore();
-        eprintln!("ended without the books: {why}");
-        std::process::exit(1);
-    });
-    Ok(async {
-        // The sender is dropped only with the runtime.
-        let _ = stop.await;
-    })
-}
-
-fn listen_to(kind: SignalKind) -> anyhow::Result<tokio::signal::unix::Signal> {
-    let listened: io::Result<_> = signal(kind);
-    listened.with_context(|| format!("cannot listen to signal {}", kind.as_raw_value()))
 }
 
 #[cfg(test)]

@@ -65,3 +65,12 @@ fn as_a_plugin_of_kubectl_it_asks_the_cluster() {
         );
     }
 }
+
+#[test]
+fn an_error_cannot_take_over_the_terminal() {
+    let error = anyhow::anyhow!("\u{1b}]0;mine\u{7}no\nsecond line").context("the agent refused");
+    assert_eq!(
+        printable(&error),
+        "the agent refused: \\u{1b}]0;mine\\u{7}no\nsecond line"
+    );
+}

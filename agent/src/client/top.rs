@@ -26,7 +26,7 @@ use super::{
     connection::Connection,
     output::Output,
     stream::Format,
-    watch::{How, listen_and, request},
+    watch::{How, listen_and, listen_at, request},
 };
 use live::Live;
 use ranking::Ranking;
@@ -45,7 +45,7 @@ the line of the books. Elsewhere one of them must be named, and a table is print
 
 process: executions and ends by pod and command; AVG and P99 are of how long processes lived. \
 files: opens and deletions by pod and path. \
-tcp: sessions by pod and peer; of the sessions that were accepted at a port all of a peer together. \
+tcp: sessions by pod and peer; of the sessions that were accepted at a port all of a peer together. SESSIONS are those heard of first. \
 disk: requests by pod, disk and operation; AVG and P99 are times in the device. \
 drops: packets by pod, reason, protocol and destination port. \
 A P99 is that of the bucket in which it lies.
@@ -66,8 +66,8 @@ pub struct Top {
         hide_possible_values = true
     )]
     what: What,
-    /// Rank what happened in so much time, such as `5s`; at least 1s
-    #[arg(short, long, value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
+    /// Rank what happened in so much time, such as `5s`; from 1s to 1h
+    #[arg(short, long, value_name = "TIME", value_parser = parse_interval, default_value = "1s")]
     interval: prost_types::Duration,
     /// Sort by this column, such as `sent/s`; numbers begin with the largest [default: the first with numbers]
     #[arg(short, long, value_name = "COLUMN")]
@@ -81,6 +81,17 @@ pub struct Top {
     bounds: Bounds,
     #[command(flatten)]
     connection: Connection,
+}
+
+/// The longest interval. Rows of longer ones would be those of the past.
+const INTERVAL_MAX: i64 = 3600;
+
+fn parse_interval(text: &str) -> Result<prost_types::Duration, String> {
+    let interval = parse_duration(text)?;
+    match (interval.seconds, interval.nanos) {
+        (1..INTERVAL_MAX, _) | (INTERVAL_MAX, 0) => Ok(interval),
+        _ => Err("it is from 1s to 1h".to_owned()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -126,7 +137,7 @@ impl What {
 pub(super) enum Poke {
     /// An interval is over.
     Tick,
-    /// Something may look different by now.
+    /// What is different may be drawn by now.
     Redraw,
     /// A key was pressed.
     Key(KeyCode),
@@ -136,8 +147,10 @@ pub(super) enum Poke {
     Quit,
 }
 
-/// How often the view is drawn, also when nothing comes.
-const REDRAW: Duration = Duration::from_secs(1);
+/// How often the view is looked at, whether something is to be drawn.
+const REDRAW: Duration = Duration::from_millis(200);
+/// How often the agent tells the books.
+const BOOKS: Duration = Duration::from_secs(1);
 
 impl Top {
     pub(super) fn request(&self) -> v1::SubscribeRequest {
@@ -183,7 +196,7 @@ impl Top {
         let sort = sort.as_deref();
         // What is told in snapshots comes when an interval is over.
         let ticking = subjects.iter().any(|subject| !subject.in_snapshots());
-        let period = Duration::try_from(interval).unwrap_or(REDRAW);
+        let period = Duration::try_from(interval).unwrap_or(BOOKS);
         let ticks: Pokes = match ticking {
             true => Box::new(ticks(period, Poke::Tick)),
             false => Box::new(tokio_stream::pending()),
@@ -219,12 +232,23 @@ async fn show(
     screen: &mut Screen<'_>,
     ticks: Pokes,
 ) -> anyhow::Result<ExitCode> {
+    let How {
+        bounds,
+        connection,
+        all_namespaces,
+    } = how;
+    // Whoever asks for a password asks on a terminal that is as usual.
+    let reach = connection.reach().await?;
     // Books are looked at all the time.
-    request.heartbeat_interval = prost_types::Duration::try_from(REDRAW).ok();
+    request.heartbeat_interval = prost_types::Duration::try_from(BOOKS).ok();
     let notes = live.notes();
     let enough = Enough::default();
     let keys = terminal::keys(enough.clone())?;
-    let terminal = terminal::Terminal::enter()?;
+    let terminal = terminal::Terminal::enter().map_err(|error| {
+        Refused(format!(
+            "the view needs a terminal ({error}); to print tables, name a ranking and pipe it, as in `dinle top files | cat`"
+        ))
+    })?;
     live.draw(screen.out)?;
     let begun = {
         let heard = Arc::clone(&enough.heard);
@@ -244,7 +268,7 @@ async fn show(
     };
     let format = Format::Custom(Box::new(live));
     let result = tokio::select! {
-        result = listen_and(request, format, how, &mut inner, pokes) => Some(result),
+        result = listen_at(reach, request, format, (bounds, all_namespaces), &mut inner, pokes) => Some(result),
         () = enough.for_good() => None,
     };
     drop(terminal);
@@ -274,28 +298,42 @@ fn ticks(period: Duration, poke: Poke) -> impl Stream<Item = Poke> + Unpin {
 
 /// What is told besides the output. Holds the last [`Notes::MAX`] bytes.
 #[derive(Clone, Debug, Default)]
-struct Notes(Arc<Mutex<String>>);
+struct Notes(Arc<Mutex<Noted>>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    text: String,
+    /// Bytes that were written, those that are not held any more too.
+    written: usize,
+}
 
 impl Notes {
     const MAX: usize = 16 << 10;
 
     fn all(&self) -> String {
-        self.lock().clone()
+        self.lock().text.clone()
     }
 
     /// The last line.
     fn last(&self) -> Option<String> {
-        self.lock().lines().last().map(str::to_owned)
+        self.lock().text.lines().last().map(str::to_owned)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, String> {
+    /// So many bytes were told.
+    fn written(&self) -> usize {
+        self.lock().written
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Noted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl io::Write for Notes {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut text = self.lock();
+        let mut noted = self.lock();
+        noted.written += bytes.len();
+        let text = &mut noted.text;
         text.push_str(&String::from_utf8_lossy(bytes));
         if text.len() > Self::MAX {
             let keep = text.len() - Self::MAX / 2;

@@ -6,7 +6,7 @@ use dinle_proto::v1;
 use futures::StreamExt as _;
 use tokio::time::{Instant, sleep};
 use tokio_stream::Stream;
-use tonic::{Status, Streaming};
+use tonic::Streaming;
 
 use super::{
     Refused, Screen,
@@ -291,7 +291,28 @@ pub(super) async fn listen_and(
         connection,
         all_namespaces,
     } = how;
-    let address = match connection.reach().await? {
+    let reach = connection.reach().await?;
+    listen_at(
+        reach,
+        request,
+        format,
+        (bounds, all_namespaces),
+        screen,
+        pokes,
+    )
+    .await
+}
+
+/// The same, where it is known whom to ask.
+pub(super) async fn listen_at(
+    reach: Reach,
+    request: v1::SubscribeRequest,
+    format: Format,
+    (bounds, all_namespaces): (Bounds, bool),
+    screen: &mut Screen<'_>,
+    pokes: impl Stream<Item = Poke>,
+) -> anyhow::Result<ExitCode> {
+    let address = match reach {
         Reach::Agent(address) => address,
         Reach::Cluster(cluster) => {
             let asked = nodes::Asked {
@@ -315,9 +336,14 @@ pub(super) async fn listen_and(
     let mut pokes = pin!(pokes);
     let mut view = View::new(format);
     let mut lasting = Lasting::new(request, bounds.reconnect);
-    let mut messages = lasting.begin(&mut client, &place).await?;
+    let begun = lasting
+        .begin(lasting.asked().clone(), &mut client, &place, &mut stop)
+        .await?;
+    let Some(mut messages) = begun else {
+        return view.finish(Ending::Interrupted, &place, screen);
+    };
     let ending = loop {
-        let noted = messages.inspect(|message| {
+        let noted = (&mut messages).inspect(|message| {
             if let Ok(message) = message {
                 lasting.note(message);
             }
@@ -327,7 +353,7 @@ pub(super) async fn listen_and(
         let ending = match ending {
             Ok(ending) => ending,
             Err(error) => {
-                lasting.leave(&mut client).await;
+                lasting.leave(&mut client, &mut messages).await;
                 return Err(error);
             }
         };
@@ -359,12 +385,11 @@ pub(super) async fn listen_and(
             Err(ending) => break ending,
         };
         let again = match again {
-            Ok(Some((again, other, connection))) => {
+            Ok((again, other, connection)) => {
                 (messages, client) = (other, connection);
                 again
             }
-            Ok(None) => break Ending::Lost(lasting.patience()),
-            Err(status) => break Ending::Failed(status),
+            Err(ending) => break ending,
         };
         let seconds = broke.elapsed().as_secs_f64();
         match again {
@@ -372,7 +397,7 @@ pub(super) async fn listen_and(
                 "connected again after {seconds:.1} s: what happened meanwhile comes now, or is told as lost"
             ))?,
             Again::Anew => {
-                view.begin_anew(screen)?;
+                view.begin_anew(0, screen)?;
                 screen.tell(
                     Tone::Alarm,
                     &format!(
@@ -383,18 +408,19 @@ pub(super) async fn listen_and(
             }
         }
     };
-    lasting.leave(&mut client).await;
+    lasting.leave(&mut client, &mut messages).await;
     view.finish(ending, &place, screen)
 }
 
-/// Another connection, and what comes of it; `None` if it took too long.
+/// Another connection, and what comes of it; or how it ends without.
 async fn reconnected(
     lasting: &mut Lasting,
     place: &Place,
     broke: Instant,
-) -> Result<Option<(Again, Streaming<v1::SubscribeResponse>, Client)>, Status> {
+) -> Result<(Again, Streaming<v1::SubscribeResponse>, Client), Ending> {
+    let lost = Ending::Lost(lasting.patience());
     let Place::At(agent) = place else {
-        return Ok(None);
+        return Err(lost);
     };
     let mut delay = None;
     while broke.elapsed() < lasting.patience() {
@@ -406,12 +432,13 @@ async fn reconnected(
             continue;
         };
         match lasting.again(&mut client).await {
-            Ok(again) => return Ok(again.map(|(again, messages)| (again, messages, client))),
+            Ok(Some((again, messages))) => return Ok((again, messages, client)),
+            Ok(None) => return Err(Ending::Late),
             Err(status) if is_broken(&status) => {}
-            Err(status) => return Err(status),
+            Err(status) => return Err(Ending::Failed(status)),
         }
     }
-    Ok(None)
+    Err(lost)
 }
 
 /// What an agent would do.

@@ -19,7 +19,7 @@ use super::{RETRY, reach};
 use crate::{
     client::{
         Refused,
-        connect::{Client, Place, SILENCE_MAX, answer, failure},
+        connect::{Client, Place, SILENCE_MAX, failure},
         lasting::Lasting,
         stream::Ending,
     },
@@ -61,8 +61,11 @@ pub(super) enum Said {
     /// The stream that broke goes on.
     Resumed,
     Message(Box<v1::SubscribeResponse>),
-    /// It broke.
-    Broke(String),
+    /// It broke, and is not tried again if that is for good.
+    Broke {
+        why: String,
+        for_good: bool,
+    },
     /// There is no way to the agent.
     Lacking(String),
     /// It ended as was asked for.
@@ -218,16 +221,21 @@ impl Attendant {
         let lacking = |why: anyhow::Error| Said::Lacking(format!("{why:#}"));
         let resumed = self.lasting.resume(&mut client).await;
         let resumed = resumed.map_err(|status| lacking(failure(&place, &status)))?;
-        let (began, messages) = match resumed {
+        let (began, mut messages) = match resumed {
             Some(messages) => (Said::Resumed, messages),
-            None => match answer(&place, client.subscribe(request)).await {
-                Ok(messages) => (Said::Began, messages),
-                Err(error) if error.is::<Refused>() => {
-                    self.out.say(Said::Refused(error)).await;
-                    return Ok(());
+            None => {
+                let Self { lasting, left, .. } = self;
+                let stop = async { _ = left.wait_for(|left| *left).await };
+                match lasting.begin(request, &mut client, &place, stop).await {
+                    Ok(Some(messages)) => (Said::Began, messages),
+                    Ok(None) => return Ok(()),
+                    Err(error) if error.is::<Refused>() => {
+                        self.out.say(Said::Refused(error)).await;
+                        return Ok(());
+                    }
+                    Err(error) => return Err(lacking(error)),
                 }
-                Err(error) => return Err(lacking(error)),
-            },
+            }
         };
         let until = lasts.and_then(|lasts| Instant::now().checked_add(lasts.saturating_add(GRACE)));
         self.out.say(began).await;
@@ -235,7 +243,7 @@ impl Attendant {
         let Self {
             lasting, left, out, ..
         } = self;
-        let noted = messages.inspect(|message| {
+        let noted = (&mut messages).inspect(|message| {
             if let Ok(message) = message {
                 lasting.note(message);
             }
@@ -245,16 +253,25 @@ impl Attendant {
             _ = left.wait_for(|left| *left) => None,
         };
         let Some(ending) = ending else {
-            self.lasting.leave(&mut client).await;
+            self.lasting.leave(&mut client, &mut messages).await;
             return Ok(());
         };
         match ending.error(&place) {
             None => {
-                self.lasting.leave(&mut client).await;
+                self.lasting.leave(&mut client, &mut messages).await;
                 self.out.say(Said::Over).await;
                 Ok(())
             }
-            Some(error) => Err(Said::Broke(format!("{error:#}"))),
+            Some(error) => {
+                let why = format!("{error:#}");
+                let for_good = self.lasting.patience().is_zero();
+                let broke = Said::Broke { why, for_good };
+                if for_good {
+                    self.out.say(broke).await;
+                    return Ok(());
+                }
+                Err(broke)
+            }
         }
     }
 }

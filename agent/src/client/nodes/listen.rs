@@ -66,6 +66,8 @@ struct Node {
     /// Why it is not, as told last.
     why: String,
     over: bool,
+    /// It is not shown any more: nothing that is asked for is there.
+    gone: bool,
 }
 
 /// Prints the events of all nodes that matter as one stream, until somebody ends it.
@@ -219,6 +221,7 @@ impl Listener {
                     break;
                 }
             }
+            self.forget(wanted, screen)?;
             let over = self.ends.is_some_and(|ends| Instant::now() >= ends);
             for name in wanted.names() {
                 if over || self.nodes.contains_key(&name) {
@@ -269,6 +272,22 @@ impl Listener {
                 && let Said::Message(_) = told.said
             {
                 self.take(told, screen)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nodes that are not heard are shown only while something that is asked for is there.
+    fn forget(&mut self, wanted: &Wanted, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+        for (name, node) in &mut self.nodes {
+            let gone = node.stream.is_none() && !wanted.matters(name);
+            if gone == std::mem::replace(&mut node.gone, gone) {
+                continue;
+            }
+            if gone {
+                self.view.gone(name, screen)?;
+            } else if node.stream.is_none() && !node.why.is_empty() {
+                self.view.silent(name, &node.why, screen)?;
             }
         }
         Ok(())
@@ -333,7 +352,13 @@ impl Listener {
         };
         match said {
             Said::Began => {
-                node.stream = Some(view.stream(&name));
+                node.stream = Some(match node.broken.take() {
+                    Some(broken) => {
+                        view.begin_anew(broken, screen)?;
+                        broken
+                    }
+                    None => view.stream(&name),
+                });
                 node.last = Some(at);
                 if let Some(since) = node.silent.take() {
                     screen.say(&format!(
@@ -372,24 +397,28 @@ impl Listener {
                     view.message(stream, at.clock, *message, screen)?;
                 }
             }
-            Said::Broke(why) => {
+            Said::Broke { why, for_good } => {
                 if let Some(stream) = node.stream.take() {
                     view.over(stream);
                     node.broken = Some(stream);
                 }
                 // What happened since the last message may not have come, even if it took a while to notice.
                 node.silent = node.last;
+                let again = if for_good { "" } else { "; trying again" };
                 screen.tell(
                     Tone::Alarm,
-                    &format!("{name}: not heard any more: {why}; trying again"),
+                    &format!("{name}: not heard any more: {why}{again}"),
                 )?;
                 view.silent(&name, &why, screen)?;
                 node.why = why;
+                node.over = for_good;
             }
             Said::Lacking(why) => {
                 if node.why != why {
                     screen.tell(Tone::Alarm, &format!("{name}: not heard: {why}"))?;
-                    view.silent(&name, &why, screen)?;
+                    if !node.gone {
+                        view.silent(&name, &why, screen)?;
+                    }
                     node.why = why;
                 }
             }
@@ -407,14 +436,19 @@ impl Listener {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
+    use std::{cell::RefCell, future::pending, io, rc::Rc};
 
     use dinle_proto::v1::subscribe_response::Message;
     use tokio::time::sleep;
 
     use super::*;
     use crate::{
-        client::{json::Json, nodes::tests::screen},
+        client::{
+            columns::Who,
+            json::Json,
+            nodes::tests::screen,
+            stream::{News, Printer},
+        },
         cluster::Known,
     };
 
@@ -447,6 +481,13 @@ mod tests {
         }
     }
 
+    fn broke(why: &str) -> Said {
+        Said::Broke {
+            why: why.to_owned(),
+            for_good: false,
+        }
+    }
+
     #[test]
     fn without_hope_are_only_those_who_mattered_at_the_start() -> anyhow::Result<()> {
         type Names = &'static [&'static str];
@@ -470,7 +511,7 @@ mod tests {
                 &[],
                 vec![
                     ("n1", Said::Began),
-                    ("n1", Said::Broke("gone".to_owned())),
+                    ("n1", broke("gone")),
                     ("n1", lacking()),
                 ],
                 false,
@@ -643,7 +684,7 @@ mod tests {
         let story = [
             ("never", Said::Lacking("no agent runs there".to_owned())),
             ("silent", Said::Began),
-            ("silent", Said::Broke("gone".to_owned())),
+            ("silent", broke("gone")),
             ("fine", Said::Began),
         ];
         for (node, said) in story {
@@ -684,7 +725,7 @@ mod tests {
             (1, Said::Began),
             (5, message()),
             // It took so long to notice.
-            (10, Said::Broke("no sign of life".to_owned())),
+            (10, broke("no sign of life")),
             (2, Said::Lacking("its agent is not ready".to_owned())),
             (1, Said::Lacking("its agent is not ready".to_owned())),
             (1, Said::Began),
@@ -695,16 +736,101 @@ mod tests {
         }
         let said = String::from_utf8(err)?;
         let lines: Vec<&str> = said.lines().collect();
-        assert_eq!(lines.len(), 3, "each reason once: {lines:?}");
+        assert_eq!(lines.len(), 4, "each reason once: {lines:?}");
         assert_eq!(
-            lines[..2],
+            lines[..3],
             [
                 "n1: not heard any more: no sign of life; trying again",
                 "n1: not heard: its agent is not ready",
+                "n1: books: none came from the agent",
             ]
         );
         let gap = "n1: heard again; what happened there in the 14.0 s since ";
-        assert!(lines[2].starts_with(gap), "{lines:?}");
+        assert!(lines[3].starts_with(gap), "{lines:?}");
+        Ok(())
+    }
+
+    /// What is known of streams, as it is told to a printer.
+    struct Shown(Rc<RefCell<Vec<String>>>);
+
+    impl Printer for Shown {
+        fn event(&mut self, _: &v1::Event, _: &Who, _: &mut dyn io::Write) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn news(&mut self, news: News<'_>, _: &mut dyn io::Write) -> io::Result<()> {
+            let told = match news {
+                News::Silent(node, _) => format!("{node} silent"),
+                News::Gone(node) => format!("{node} gone"),
+                News::Heard(_) | News::Books(_) | News::Lacking(..) => return Ok(()),
+            };
+            self.0.borrow_mut().push(told);
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_is_not_heard_is_shown_while_it_matters() -> anyhow::Result<()> {
+        let shown = Rc::default();
+        let printer = Shown(Rc::clone(&shown));
+        let mut listener = Listener {
+            view: View::of_nodes(Format::Custom(Box::new(printer)), None),
+            ..listener(&["n1", "n2"], &[])?
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        for node in ["n1", "n2"] {
+            listener.take(told(node, Said::Began), &mut heard)?;
+        }
+        // Its pods are gone, and it is heard all the same.
+        listener.forget(&wanted(&["n1"]), &mut heard)?;
+        assert!(shown.borrow().is_empty());
+        listener.take(told("n2", broke("gone")), &mut heard)?;
+        for matters in [&["n1", "n2"][..], &["n1"], &["n1"]] {
+            listener.forget(&wanted(matters), &mut heard)?;
+        }
+        let lacking = Said::Lacking("no agent runs there".to_owned());
+        listener.take(told("n2", lacking), &mut heard)?;
+        assert_eq!(*shown.borrow(), ["n2 silent", "n2 gone"]);
+        listener.forget(&wanted(&["n1", "n2"]), &mut heard)?;
+        assert_eq!(*shown.borrow(), ["n2 silent", "n2 gone", "n2 silent"]);
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_will_not_go_on_hears_of_the_break_and_that_is_it() -> anyhow::Result<()> {
+        let mut listener = listener(&["n1"], &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        assert!(!listener.hear(told("n1", Said::Began), &mut heard)?);
+        let why = "gone".to_owned();
+        let for_good = Said::Broke {
+            why,
+            for_good: true,
+        };
+        assert!(listener.hear(told("n1", for_good), &mut heard)?, "it ends");
+        assert!(!all_heard(&listener.nodes, |_| true, &mut heard)?);
+        let said = String::from_utf8(err)?;
+        assert!(said.starts_with("n1: not heard any more: gone\n"), "{said}");
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_begins_anew_has_the_place_of_the_one_before() -> anyhow::Result<()> {
+        let mut listener = listener(&["n1"], &[])?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut heard = screen(&mut out, &mut err);
+        for _ in 0..3 {
+            listener.take(told("n1", Said::Began), &mut heard)?;
+            listener.take(told("n1", batch(&[1])), &mut heard)?;
+            listener.take(told("n1", broke("gone")), &mut heard)?;
+        }
+        listener.take(told("n1", Said::Began), &mut heard)?;
+        assert_eq!(listener.nodes["n1"].stream, Some(0));
+        listener.view.close(&mut heard)?;
+        let said = String::from_utf8(err)?;
+        let books = said.lines().filter(|line| line.contains("books: "));
+        assert_eq!(books.count(), 4, "of each stream: {said}");
         Ok(())
     }
 }

@@ -16,7 +16,8 @@ use tonic::{Request, Response, Status};
 use super::{
     super::{
         columns::EventTable,
-        connect::Place,
+        connect::{Place, client_on},
+        lasting::Lasting,
         pages::tests::{a_plan, both_capabilities},
         stream::{Ending, Format, View, follow},
     },
@@ -623,6 +624,37 @@ async fn a_connection_that_breaks_is_taken_up_again() {
 }
 
 #[tokio::test]
+async fn a_stream_is_left_also_before_anything_of_it_was_read() {
+    let fake = scripted(vec![resumable(false)]);
+    let address = format!("http://{}", serve(fake.clone()).await);
+    let channel = tonic::transport::Endpoint::from_shared(address).expect("an address");
+    let mut client = client_on(channel.connect_lazy(), None).expect("no token");
+    let place = Place::On("node-1".to_owned());
+    let asked = v1::SubscribeRequest::default;
+    let lasting = || Lasting::new(asked(), std::time::Duration::from_secs(30));
+    let left = || fake.left.lock().expect("not poisoned").len();
+
+    let mut one = lasting();
+    let begun = one
+        .begin(asked(), &mut client, &place, std::future::pending())
+        .await;
+    let mut messages = begun.expect("it begins").expect("nobody stops it");
+    one.leave(&mut client, &mut messages).await;
+    assert_eq!(left(), 1);
+
+    // Stopped before the answer came.
+    let begun = lasting()
+        .begin(asked(), &mut client, &place, std::future::ready(()))
+        .await;
+    if let Some(mut messages) = begun.expect("no error") {
+        // Or just behind it.
+        one = lasting();
+        one.leave(&mut client, &mut messages).await;
+    }
+    assert_eq!(left(), 2);
+}
+
+#[tokio::test]
 async fn who_has_all_that_was_asked_for_begins_nothing_anew() {
     let script = vec![
         resumable(false),
@@ -635,6 +667,22 @@ async fn who_has_all_that_was_asked_for_begins_nothing_anew() {
     assert_eq!(fake.asked.lock().expect("not poisoned").len(), 1, "{err}");
     // Without the last books nobody can say that nothing was lost.
     assert!(result.expect_err("no books").to_string().contains("broken"));
+}
+
+#[tokio::test]
+async fn an_agent_that_is_back_too_late_is_told_as_that() {
+    let fake = Fake {
+        script: vec![resumable(false), Err(Status::unavailable("broken"))],
+        gone: 1,
+        ..Fake::default()
+    };
+    // It is over before another connection is tried.
+    let Printed { result, .. } = run(&fake, "watch --duration 199ms").await;
+    let error = result.expect_err("no books").to_string();
+    assert!(
+        error.contains("does not have the stream any more"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -48,16 +48,8 @@ pub(in crate::client) fn count_summary(count: &v1::DropCount) -> String {
         text::thousands(count.count),
         text::or_none(&count.reason),
         protocol(count.protocol, count.ether_type),
-        number(count.port)
+        text::known_plain(count.port.into())
     )
-}
-
-/// A number, or `-` for none.
-fn number(number: u32) -> String {
-    match number {
-        0 => NONE.to_owned(),
-        _ => number.to_string(),
-    }
 }
 
 /// What people call a protocol: that of IP, or of Ethernet where it is another.
@@ -131,7 +123,7 @@ const BYTES: Column = column("BYTES", 9, 20, |seen| {
     of_count(seen, |count| count.bytes.to_string())
 });
 const PORT: Column = column("PORT", 5, 5, |seen| {
-    of_count(seen, |count| number(count.port))
+    of_count(seen, |count| text::known_plain(count.port.into()))
 });
 
 const LEN: Column = column("LEN", 5, 10, |seen| {

@@ -11,7 +11,7 @@ use std::{
     collections::BTreeMap,
     io::{self, Write},
     ops::ControlFlow,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use crossterm::event::KeyCode;
@@ -19,7 +19,7 @@ use dinle_proto::v1;
 
 use super::{
     Notes, Poke,
-    ranking::names,
+    ranking::{names, no_such_column},
     subjects::Subject,
     sums::{NAMESPACE, POD},
     terminal::Canvas,
@@ -33,6 +33,9 @@ use tab::{Row, Tab, pod};
 
 /// Letters of a filter. What is searched for is shorter.
 const FILTER_MAX: usize = 64;
+
+/// The view is drawn so often at most, but for keys.
+const DRAW_MIN: Duration = Duration::from_millis(150);
 
 /// What keys are for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,9 +66,18 @@ pub(super) struct Live {
     colored: bool,
     /// Streams by their node, and why one is not heard.
     nodes: BTreeMap<String, Option<String>>,
+    /// Why a node cannot tell of a kind.
+    lacking: BTreeMap<v1::Kind, BTreeMap<String, String>>,
+    /// Bytes of notes when a node fell silent last, and when the view was drawn last.
+    noted: usize,
+    seen: usize,
     books: Option<Totals>,
     notes: Notes,
     canvas: Canvas,
+    /// When it was drawn last.
+    drawn: Option<Instant>,
+    /// Something is different since then.
+    stale: bool,
     /// Columns on the screen, by which rows can be sorted.
     columns: Vec<usize>,
     /// Rows on the screen.
@@ -94,10 +106,7 @@ impl Live {
                     all.push(name);
                 }
             }
-            return Err(format!(
-                "--sort {sort}: there is no such column; there are {}",
-                all.join(", ").to_lowercase()
-            ));
+            return Err(no_such_column(sort, &all));
         }
         let tabs = subjects.into_iter().map(|subject| {
             let sort = sortable(subject.as_ref());
@@ -114,9 +123,14 @@ impl Live {
             graphs: true,
             colored,
             nodes: BTreeMap::new(),
+            lacking: BTreeMap::new(),
+            noted: 0,
+            seen: 0,
             books: None,
             notes,
             canvas: Canvas::default(),
+            drawn: None,
+            stale: false,
             columns: Vec::new(),
             page: 1,
         })
@@ -132,7 +146,26 @@ impl Live {
         let mut canvas = std::mem::take(&mut self.canvas);
         let drawn = canvas.draw(|area, buffer| self.render(area, buffer), out);
         self.canvas = canvas;
+        self.drawn = Some(Instant::now());
+        self.seen = self.notes.written();
+        self.stale = false;
         drawn
+    }
+
+    /// Draws, or if that was just done leaves it for a moment.
+    fn draw_soon(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        self.stale = true;
+        match self.drawn {
+            Some(drawn) if drawn.elapsed() < DRAW_MIN => Ok(()),
+            _ => self.draw(out),
+        }
+    }
+
+    /// It lacks nothing, as far as is known.
+    fn forget_what_lacks(&mut self, node: &str) {
+        for nodes in self.lacking.values_mut() {
+            nodes.remove(node);
+        }
     }
 
     fn tab(&self) -> &Tab {
@@ -307,39 +340,56 @@ impl Printer for Live {
         for tab in snapshots.filter(|tab| tab.subject.in_snapshots()) {
             tab.turn(stream::length(snapshot), snapshot.end);
         }
-        self.draw(out)
+        self.draw_soon(out)
     }
 
     fn poke(&mut self, poke: Poke, out: &mut dyn Write) -> io::Result<ControlFlow<()>> {
-        let flow = match poke {
-            Poke::Quit => ControlFlow::Break(()),
-            Poke::Key(key) => self.pressed(key),
+        match poke {
+            Poke::Quit => return Ok(ControlFlow::Break(())),
+            Poke::Key(key) => {
+                if self.pressed(key).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+                self.draw(out)?;
+            }
             Poke::Tick => {
                 self.tabs.iter_mut().for_each(Tab::tick);
-                ControlFlow::Continue(())
+                self.draw_soon(out)?;
             }
-            Poke::Redraw => ControlFlow::Continue(()),
+            // What was told besides comes without a sign.
+            Poke::Redraw if self.stale || self.notes.written() != self.seen => {
+                self.draw_soon(out)?;
+            }
+            Poke::Redraw => {}
             Poke::Resized => {
                 self.canvas.forget();
-                ControlFlow::Continue(())
+                self.draw(out)?;
             }
-        };
-        if flow.is_continue() {
-            self.draw(out)?;
         }
-        Ok(flow)
+        Ok(ControlFlow::Continue(()))
     }
 
     fn news(&mut self, news: News<'_>, out: &mut dyn Write) -> io::Result<()> {
         match news {
             News::Heard(node) => {
                 self.nodes.insert(node.to_owned(), None);
+                // What it lacks is told anew.
+                self.forget_what_lacks(node);
             }
             News::Silent(node, why) => {
                 self.nodes.insert(node.to_owned(), Some(why.to_owned()));
+                self.noted = self.notes.written();
+            }
+            News::Gone(node) => {
+                self.nodes.remove(node);
+                self.forget_what_lacks(node);
+            }
+            News::Lacking(node, kind, why) => {
+                let nodes = self.lacking.entry(kind).or_default();
+                nodes.insert(node.to_owned(), why.to_owned());
             }
             News::Books(books) => self.books = Some(books),
         }
-        self.draw(out)
+        self.draw_soon(out)
     }
 }

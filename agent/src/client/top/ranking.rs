@@ -43,6 +43,14 @@ pub(super) fn names(subject: &dyn Subject) -> Vec<&'static str> {
     texts.chain(numbers).collect()
 }
 
+/// A sentence on a column that is none of these.
+pub(super) fn no_such_column(name: &str, names: &[&str]) -> String {
+    format!(
+        "--sort {name}: there is no such column; there are {}",
+        names.join(", ").to_lowercase()
+    )
+}
+
 /// The order by the first column with numbers, or by that of this name.
 pub(super) fn order(subject: &dyn Subject, sort: Option<&str>) -> Result<Order, String> {
     let names = names(subject);
@@ -51,12 +59,7 @@ pub(super) fn order(subject: &dyn Subject, sort: Option<&str>) -> Result<Order, 
         Some(name) => names
             .iter()
             .position(|column| column.eq_ignore_ascii_case(name))
-            .ok_or_else(|| {
-                format!(
-                    "--sort {name}: there is no such column; there are {}",
-                    names.join(", ").to_lowercase()
-                )
-            })?,
+            .ok_or_else(|| no_such_column(name, &names))?,
     };
     Ok(Order {
         column,
@@ -144,7 +147,7 @@ fn lines(subject: &dyn Subject, rows: &[Row]) -> Vec<String> {
 
 impl Printer for Ranking {
     fn event(&mut self, event: &v1::Event, who: &Who, _: &mut dyn Write) -> io::Result<()> {
-        if let Some((cells, amounts)) = self.subject.take(event) {
+        if let Some((cells, amounts)) = self.subject.take(event, &who.node) {
             sums::add(&mut self.sums, sums::key(who, cells), &amounts);
         }
         Ok(())

@@ -75,16 +75,20 @@ pub(super) trait Subject {
     fn texts(&self) -> &'static [&'static str];
     /// Its columns of numbers.
     fn numbers(&self) -> &'static [Number];
-    /// The cells and the amounts of an event; `None` for one that says nothing.
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)>;
-    /// Numbers for the columns, of what was added up in so many seconds.
-    fn show(&self, sums: &[u64], seconds: f64) -> Vec<f64>;
+    /// The cells and the amounts of an event of a node; `None` for one that says nothing.
+    fn take(&mut self, event: &v1::Event, node: &str) -> Option<(Vec<String>, Vec<u64>)>;
+    /// Numbers for the columns, of what was added up in so many seconds: rates of the amounts.
+    fn show(&self, sums: &[u64], seconds: f64) -> Vec<f64> {
+        sums.iter().map(|sum| *sum as f64 / seconds).collect()
+    }
     /// It comes in snapshots, each of which is an interval.
     fn in_snapshots(&self) -> bool {
         false
     }
     /// What is drawn over time, of amounts: its first number.
-    fn height(&self, sums: &[u64]) -> u64;
+    fn height(&self, sums: &[u64]) -> u64 {
+        sums.first().copied().unwrap_or(0)
+    }
     /// What the drawing beside that shows.
     fn drawing_title(&self) -> &'static str;
     /// That drawing, of rows that are chosen by their cells.

@@ -211,12 +211,12 @@ fn what_came_after_the_last_interval_is_printed_at_the_end() {
 }
 
 #[test]
-fn sessions_count_what_they_did_since_the_last_report() {
+fn sessions_count_once_and_what_they_did_since_the_last_report() {
     use v1::TcpDirection::{Accept, Connect};
     let mut tcp = Tcp::default();
     let mut take = |session: v1::TcpSession| {
         let (cells, sums) = tcp
-            .take(&event(Detail::TcpSession(session)))
+            .take(&event(Detail::TcpSession(session)), "n1")
             .expect("a session");
         (cells.join(" "), sums[..6].to_vec())
     };
@@ -227,11 +227,11 @@ fn sessions_count_what_they_did_since_the_last_report() {
     );
     assert_eq!(
         take(session(Connect, 4001, 5000, true)),
-        (own.clone(), vec![1000, 500, 1, 1, 2000, 1])
+        (own.clone(), vec![1000, 500, 1, 0, 2000, 1])
     );
     assert_eq!(
         take(session(Connect, 4001, 5000, false)),
-        (own.clone(), vec![0, 0, 0, 1, 2000, 1])
+        (own.clone(), vec![0, 0, 0, 0, 2000, 1])
     );
     // The same ends again are another session.
     assert_eq!(
@@ -253,15 +253,27 @@ fn sessions_count_what_they_did_since_the_last_report() {
     assert_eq!(take(before), (peer.clone(), vec![0, 0, 0, 1, 0, 0]));
     assert_eq!(
         take(session(Accept, 5002, 9500, false)),
-        (peer, vec![500, 250, 0, 1, 2000, 1])
+        (peer.clone(), vec![500, 250, 0, 0, 2000, 1])
     );
+    // Others listened to it before.
+    let older = v1::TcpSession {
+        duration: Some(prost_types::Duration {
+            seconds: 3600,
+            nanos: 0,
+        }),
+        ..session(Accept, 5003, 9000, true)
+    };
+    assert_eq!(take(older), (peer, vec![0, 0, 0, 1, 2000, 1]));
     assert!(
-        tcp.take(&latency(v1::BlockOperation::Read, 1, &[1]))
+        tcp.take(&latency(v1::BlockOperation::Read, 1, &[1]), "n1")
             .is_none()
     );
     // 2000 µs is in the bucket of 1024 to 2048.
     let (_, sums) = tcp
-        .take(&event(Detail::TcpSession(session(Connect, 1, 0, false))))
+        .take(
+            &event(Detail::TcpSession(session(Connect, 1, 0, false))),
+            "n1",
+        )
         .expect("a session");
     assert_eq!(sums[6..], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 }
@@ -321,7 +333,7 @@ fn files_count_opens_and_deletions() {
     ];
     for (event, path, sums) in table {
         let expected = Some((vec![path.to_owned()], sums.to_vec()));
-        assert_eq!(files.take(&event), expected, "{event:?}");
+        assert_eq!(files.take(&event, "n1"), expected, "{event:?}");
     }
     assert_eq!(files.show(&[10, 4, 0, 1], 2.0), [5.0, 2.0, 0.0, 0.5]);
 }
@@ -394,7 +406,7 @@ fn processes_count_executions_ends_and_how_long_they_lived() {
         exit(0, 9, 10),
         exit(0, 0, 0),
     ] {
-        let (cells, sums) = process.take(&event).expect("it counts");
+        let (cells, sums) = process.take(&event, "n1").expect("it counts");
         assert_eq!(cells, ["sh"]);
         sums::add(&mut rows, sums::key(&who("web"), cells), &sums);
     }
@@ -412,7 +424,7 @@ fn processes_count_executions_ends_and_how_long_they_lived() {
         subjects::Drawing::Spans(Vec::new())
     );
     let fork = of(Detail::Fork(v1::Fork::default()));
-    assert_eq!(process.take(&fork), None);
+    assert_eq!(process.take(&fork, "n1"), None);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use ratatui::{
 use super::{
     Live, Mode, graph,
     grid::{About, Grid, cut},
-    tab::Tab,
+    tab::{Row, Tab},
 };
 use crate::client::{
     books, text,
@@ -61,6 +61,7 @@ impl Live {
     }
 
     pub(super) fn render(&mut self, area: Rect, buffer: &mut Buffer) {
+        let rows = self.rows();
         let mut top = area.y;
         let mut bottom = area.bottom();
         let line = |y: u16| Rect {
@@ -76,7 +77,7 @@ impl Live {
             top += 1;
         }
         if area.height >= 5 {
-            self.status_line().render(line(top), buffer);
+            self.status_line(&rows).render(line(top), buffer);
             top += 1;
         }
         if area.height >= 7 {
@@ -98,15 +99,29 @@ impl Live {
             self.render_graphs(graphs, buffer);
             top += GRAPH;
         }
+        if let Some(lacking) = self.lacking_line()
+            && bottom > top + 1
+        {
+            bottom -= 1;
+            lacking.render(line(bottom), buffer);
+        }
         let table = Rect {
             y: top,
             height: bottom.saturating_sub(top),
             ..area
         };
-        self.render_table(table, buffer);
+        let Shown {
+            columns,
+            page,
+            offset,
+        } = self.render_table(&rows, table, buffer);
         if self.mode == Mode::Help {
             render_help(area, buffer);
         }
+        self.columns = columns;
+        self.page = page;
+        let at = self.at;
+        self.tabs[at].offset = offset;
     }
 
     fn tabs_line(&self, width: usize) -> Line<'_> {
@@ -137,10 +152,10 @@ impl Live {
         Line::from(spans)
     }
 
-    fn status_line(&self) -> Line<'_> {
+    fn status_line(&self, rows: &[Row<'_>]) -> Line<'static> {
         let tab = self.tab();
         let all = tab.shown().rows(self.total).len();
-        let shown = self.rows().len();
+        let shown = rows.len();
         let mut parts = Vec::new();
         let plural = if all == 1 { "" } else { "s" };
         parts.push(match shown == all {
@@ -169,11 +184,12 @@ impl Live {
             (Some((node, None)), None) => format!("node {node}"),
             (Some((node, Some(_))), None) => format!("node {node}: NOT HEARD"),
             (Some(_), Some(_)) => {
-                let silent = self.nodes.values().filter(|why| why.is_some()).count();
+                let silent: Vec<&String> = self.silent().map(|(node, _)| node).collect();
                 let all = self.nodes.len();
-                match silent {
-                    0 => format!("{all} nodes"),
-                    silent => format!("{all} nodes, {silent} NOT HEARD"),
+                match silent[..] {
+                    [] => format!("{all} nodes"),
+                    [node] => format!("{all} nodes, {node} NOT HEARD"),
+                    _ => format!("{all} nodes, {} NOT HEARD", silent.len()),
                 }
             }
         }
@@ -192,13 +208,34 @@ impl Live {
         Line::styled(text::clean(&told).into_owned(), style)
     }
 
-    /// What keeps a node from being heard, or else what was told last.
+    /// Nodes that are not heard, and why.
+    fn silent(&self) -> impl Iterator<Item = (&String, &String)> {
+        let nodes = self.nodes.iter();
+        nodes.filter_map(|(node, why)| Some((node, why.as_ref()?)))
+    }
+
+    /// Why the tab tells nothing, or not of every node.
+    fn lacking_line(&self) -> Option<Line<'static>> {
+        let kinds = self.tab().subject.kinds().iter();
+        let mut lacking = kinds.filter_map(|kind| Some((kind, self.lacking.get(kind)?)));
+        let (kind, nodes) = lacking.find(|(_, nodes)| !nodes.is_empty())?;
+        let (node, why) = nodes.first_key_value()?;
+        let wherever = match nodes.len() {
+            1 => format!("node {node}"),
+            several => format!("{several} nodes"),
+        };
+        let told = format!(
+            "{} is not available on {wherever}: {}",
+            kind.name(),
+            text::or_none(why)
+        );
+        Some(Line::styled(text::clean(&told).into_owned(), self.alarm()))
+    }
+
+    /// What keeps a node from being heard, or what was told since.
     fn note_line(&self) -> Line<'_> {
-        let silent = self
-            .nodes
-            .iter()
-            .find_map(|(node, why)| Some((node, why.as_ref()?)));
-        if let Some((node, why)) = silent {
+        let newer = self.notes.written() > self.noted;
+        if let Some((node, why)) = self.silent().next().filter(|_| !newer) {
             let told = format!("{node}: not heard: {why}; trying again");
             return Line::styled(text::clean(&told).into_owned(), self.alarm());
         }
@@ -257,10 +294,9 @@ impl Live {
         graph::drawing(&drawing, title, right, self.bars(), buffer);
     }
 
-    fn render_table(&mut self, area: Rect, buffer: &mut Buffer) {
+    fn render_table(&self, rows: &[Row<'_>], area: Rect, buffer: &mut Buffer) -> Shown {
         let page = usize::from(area.height.saturating_sub(1));
-        let rows = self.rows();
-        let (selected, len) = (self.selected(&rows), rows.len());
+        let (selected, len) = (self.selected(rows), rows.len());
         let offset = scrolled(self.tab(), selected, page, len);
         let window = rows.get(offset..len.min(offset + page)).unwrap_or_default();
         let about = About {
@@ -296,17 +332,25 @@ impl Live {
         if hidden > 0 && area.height > 0 {
             let told = format!("+{hidden}");
             let x = area.right().saturating_sub(told.len() as u16);
-            let y = area.bottom() - 1;
-            if window.len() < page {
-                buffer.set_string(x, y, told, Style::new().add_modifier(Modifier::DIM));
-            }
+            let dim = Style::new().add_modifier(Modifier::DIM);
+            buffer.set_string(x, area.y, told, dim);
         }
-        let shown: Vec<usize> = columns.iter().map(|column| column.number).collect();
-        self.columns = shown;
-        self.page = page.max(1);
-        let at = self.at;
-        self.tabs[at].offset = offset;
+        Shown {
+            columns: columns.iter().map(|column| column.number).collect(),
+            page: page.max(1),
+            offset,
+        }
     }
+}
+
+/// What of the table is on the screen.
+struct Shown {
+    /// Numbers of its columns.
+    columns: Vec<usize>,
+    /// Rows that have room.
+    page: usize,
+    /// Number of the first row.
+    offset: usize,
 }
 
 /// Number of the first row on the screen, so that the selected one is on it.

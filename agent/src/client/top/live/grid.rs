@@ -11,6 +11,9 @@ const TEXT_MIN: usize = 14;
 /// Columns of numbers are, so that they do not dance.
 const NUMBER_MIN: usize = 7;
 
+/// Columns that it takes to tell how many are hidden: ` +2`.
+const HIDDEN: usize = 3;
+
 /// A column on the screen.
 pub(super) struct Column {
     /// By its number rows are sorted.
@@ -99,7 +102,12 @@ impl Grid {
         }
         let mut grid = Self { columns, hidden: 0 };
         grid.drop_what_has_no_room(order.column, about.width);
-        grid.shrink(about.width);
+        let mut width = about.width;
+        if grid.hidden > 0 {
+            width = width.saturating_sub(HIDDEN);
+            grid.drop_what_has_no_room(order.column, width);
+        }
+        grid.shrink(width);
         grid.cut(first);
         grid
     }

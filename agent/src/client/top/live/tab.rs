@@ -104,7 +104,7 @@ impl Tab {
     }
 
     pub(super) fn add(&mut self, event: &v1::Event, who: &Who) {
-        if let Some((cells, amounts)) = self.subject.take(event) {
+        if let Some((cells, amounts)) = self.subject.take(event, &who.node) {
             sums::add(&mut self.sums, sums::key(who, cells), &amounts);
         }
     }

@@ -85,7 +85,7 @@ fn opens(live: &mut Live, pod: &str, path: &str, count: usize) {
 
 fn tick(live: &mut Live) {
     for tab in &mut live.tabs {
-        tab.turn(std::time::Duration::from_secs(1), None);
+        tab.turn(Duration::from_secs(1), None);
     }
 }
 
@@ -468,7 +468,24 @@ fn who_is_not_heard_is_told() {
         (News::Heard("n2"), "2 nodes", ""),
         (
             News::Silent("n2", "gone"),
-            "2 nodes, 1 NOT HEARD",
+            "2 nodes, n2 NOT HEARD",
+            "n2: not heard: gone; trying again",
+        ),
+        (
+            News::Silent("n1", "it broke"),
+            "2 nodes, 2 NOT HEARD",
+            "n1: not heard: it broke; trying again",
+        ),
+        (
+            News::Heard("n1"),
+            "2 nodes, n2 NOT HEARD",
+            "n2: not heard: gone; trying again",
+        ),
+        // It was taken out of the cluster.
+        (News::Gone("n2"), "node n1", ""),
+        (
+            News::Silent("n2", "gone"),
+            "2 nodes, n2 NOT HEARD",
             "n2: not heard: gone; trying again",
         ),
     ] {
@@ -478,9 +495,7 @@ fn who_is_not_heard_is_told() {
             (format!("0 rows, {status}"), note.to_owned())
         );
     }
-    // What was told besides.
-    live.news(News::Heard("n2"), &mut Vec::new())
-        .expect("drawn");
+    // What was told since then is worth more.
     writeln!(live.notes(), "first\nlost 3 exec events").expect("notes take all");
     assert_eq!(told(&mut live).1, "lost 3 exec events");
 }
@@ -558,10 +573,80 @@ fn on_a_wide_screen_more_is_told_of_who_it_was() {
         names(&mut live, 120)[..4],
         ["NODE", "POD", "CONTAINER", "PATH"]
     );
+    // How many there are besides is behind them, also where the rows fill the page.
     assert_eq!(
         names(&mut live, 50),
-        ["POD", "PATH", "OPENS/s▼", "WRITES/s", "FAILED/s"]
+        ["POD", "PATH", "OPENS/s▼", "WRITES/s", "+3"]
     );
+    for number in 0..40 {
+        opens(&mut live, "web", &format!("/{number}"), 1);
+    }
+    tick(&mut live);
     let narrow = lines_of(&screen(&mut live, 50, 24));
-    assert!(narrow[20].ends_with("+2"), "{narrow:#?}");
+    assert!(narrow[7].ends_with(" +2"), "{narrow:#?}");
+}
+
+#[test]
+fn what_a_node_cannot_tell_is_said_in_its_tab() {
+    let mut live = live();
+    live.at = 3;
+    let told = |live: &mut Live| lines(live)[20].clone();
+    let lacking = |node| News::Lacking(node, v1::Kind::BlockLatency, "no tracepoint");
+    for (news, line) in [
+        (News::Heard("n1"), ""),
+        (
+            lacking("n1"),
+            "block_latency is not available on node n1: no tracepoint",
+        ),
+        (
+            News::Heard("n2"),
+            "block_latency is not available on node n1: no tracepoint",
+        ),
+        (
+            lacking("n2"),
+            "block_latency is not available on 2 nodes: no tracepoint",
+        ),
+        (
+            News::Gone("n2"),
+            "block_latency is not available on node n1: no tracepoint",
+        ),
+        // It begins anew.
+        (News::Heard("n1"), ""),
+    ] {
+        live.news(news, &mut Vec::new()).expect("drawn");
+        assert_eq!(told(&mut live), line);
+    }
+    live.news(lacking("n1"), &mut Vec::new()).expect("drawn");
+    live.at = 1;
+    assert_eq!(told(&mut live), "", "others have theirs");
+}
+
+#[test]
+fn it_is_drawn_at_once_for_keys_and_else_now_and_then() {
+    let mut live = live();
+    let drawn = |live: &mut Live, what: &dyn Fn(&mut Live, &mut Vec<u8>)| {
+        let mut out = Vec::new();
+        what(live, &mut out);
+        !out.is_empty()
+    };
+    let node = |name: &'static str| {
+        move |live: &mut Live, out: &mut Vec<u8>| live.news(News::Heard(name), out).expect("drawn")
+    };
+    let poke =
+        |poke| move |live: &mut Live, out: &mut Vec<u8>| _ = live.poke(poke, out).expect("drawn");
+    assert!(drawn(&mut live, &node("n1")), "for the first time");
+    // As if that was just now, however slow this machine is.
+    let just_now = Instant::now() + Duration::from_secs(3600);
+    live.drawn = Some(just_now);
+    assert!(!drawn(&mut live, &node("n2")));
+    assert!(!drawn(&mut live, &poke(Poke::Redraw)));
+    assert!(drawn(&mut live, &poke(Poke::Key(KeyCode::Tab))));
+    live.drawn = Some(just_now);
+    assert!(!drawn(&mut live, &node("n3")));
+    live.drawn = None;
+    assert!(drawn(&mut live, &poke(Poke::Redraw)), "it is time");
+    live.drawn = None;
+    assert!(!drawn(&mut live, &poke(Poke::Redraw)), "nothing is new");
+    writeln!(live.notes(), "lost 3 exec events").expect("notes take all");
+    assert!(drawn(&mut live, &poke(Poke::Redraw)));
 }

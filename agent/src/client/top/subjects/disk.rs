@@ -37,7 +37,7 @@ impl Subject for Disk {
         NUMBERS
     }
 
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
+    fn take(&mut self, event: &v1::Event, _: &str) -> Option<(Vec<String>, Vec<u64>)> {
         let Some(Detail::BlockLatency(latency)) = &event.detail else {
             return None;
         };
@@ -67,10 +67,6 @@ impl Subject for Disk {
 
     fn in_snapshots(&self) -> bool {
         true
-    }
-
-    fn height(&self, sums: &[u64]) -> u64 {
-        sums.first().copied().unwrap_or(0)
     }
 
     fn drawing_title(&self) -> &'static str {

@@ -34,7 +34,7 @@ impl Subject for Drops {
         NUMBERS
     }
 
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
+    fn take(&mut self, event: &v1::Event, _: &str) -> Option<(Vec<String>, Vec<u64>)> {
         let Some(Detail::DropCount(count)) = &event.detail else {
             return None;
         };
@@ -46,16 +46,8 @@ impl Subject for Drops {
         Some((cells, vec![count.count, count.bytes]))
     }
 
-    fn show(&self, sums: &[u64], seconds: f64) -> Vec<f64> {
-        sums.iter().map(|sum| *sum as f64 / seconds).collect()
-    }
-
     fn in_snapshots(&self) -> bool {
         true
-    }
-
-    fn height(&self, sums: &[u64]) -> u64 {
-        sums.first().copied().unwrap_or(0)
     }
 
     fn drawing_title(&self) -> &'static str {

@@ -31,44 +31,24 @@ impl Subject for Files {
         NUMBERS
     }
 
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
+    fn take(&mut self, event: &v1::Event, _: &str) -> Option<(Vec<String>, Vec<u64>)> {
         /// include/uapi/asm-generic/fcntl.h
         const O_ACCMODE: u32 = 3;
         let path = |path: &str, filename: &str| {
             let shown = if path.is_empty() { filename } else { path };
             vec![text::or_none(shown).to_owned()]
         };
-        match event.detail.as_ref()? {
-            Detail::FileOpen(open) => {
-                let write = open.flags & O_ACCMODE != 0;
-                let sums = [1, write.into(), (open.error != 0).into(), 0];
-                Some((path(&open.path, &open.filename), sums.to_vec()))
-            }
-            Detail::FileDelete(delete) => {
-                let failed = delete.error != 0;
-                let sums = [0, 0, failed.into(), (!failed).into()];
-                Some((path(&delete.path, &delete.filename), sums.to_vec()))
-            }
-            Detail::Exec(_)
-            | Detail::Exit(_)
-            | Detail::Fork(_)
-            | Detail::TcpSession(_)
-            | Detail::TcpConnect(_)
-            | Detail::TcpReset(_)
-            | Detail::TcpRetransmit(_)
-            | Detail::BlockIo(_)
-            | Detail::BlockLatency(_)
-            | Detail::Drop(_)
-            | Detail::DropCount(_) => None,
+        if let Some(Detail::FileOpen(open)) = &event.detail {
+            let write = open.flags & O_ACCMODE != 0;
+            let sums = [1, write.into(), (open.error != 0).into(), 0];
+            return Some((path(&open.path, &open.filename), sums.to_vec()));
         }
-    }
-
-    fn show(&self, sums: &[u64], seconds: f64) -> Vec<f64> {
-        sums.iter().map(|sum| *sum as f64 / seconds).collect()
-    }
-
-    fn height(&self, sums: &[u64]) -> u64 {
-        sums.first().copied().unwrap_or(0)
+        let Some(Detail::FileDelete(delete)) = &event.detail else {
+            return None;
+        };
+        let failed = delete.error != 0;
+        let sums = [0, 0, failed.into(), (!failed).into()];
+        Some((path(&delete.path, &delete.filename), sums.to_vec()))
     }
 
     fn drawing_title(&self) -> &'static str {

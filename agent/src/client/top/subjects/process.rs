@@ -39,30 +39,20 @@ impl Subject for Process {
         NUMBERS
     }
 
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
+    fn take(&mut self, event: &v1::Event, _: &str) -> Option<(Vec<String>, Vec<u64>)> {
         let comm = event.process.as_ref().map(|process| process.comm.as_str());
         let cells = vec![text::or_none(comm.unwrap_or_default()).to_owned()];
-        let sums = match event.detail.as_ref()? {
-            Detail::Exec(_) => vec![1],
-            Detail::Exit(exit) => {
-                let failed = exit.code != 0 || exit.signal != 0;
-                let lived = exit.duration.and_then(|span| Duration::try_from(span).ok());
-                let micros = u64::try_from(lived.unwrap_or_default().as_micros());
-                let micros = micros.unwrap_or(u64::MAX);
-                in_bucket(vec![0, 1, failed.into(), micros], micros)
-            }
-            Detail::Fork(_)
-            | Detail::FileOpen(_)
-            | Detail::FileDelete(_)
-            | Detail::TcpSession(_)
-            | Detail::TcpConnect(_)
-            | Detail::TcpReset(_)
-            | Detail::TcpRetransmit(_)
-            | Detail::BlockIo(_)
-            | Detail::BlockLatency(_)
-            | Detail::Drop(_)
-            | Detail::DropCount(_) => return None,
+        if let Some(Detail::Exec(_)) = event.detail {
+            return Some((cells, vec![1]));
+        }
+        let Some(Detail::Exit(exit)) = &event.detail else {
+            return None;
         };
+        let failed = exit.code != 0 || exit.signal != 0;
+        let lived = exit.duration.and_then(|span| Duration::try_from(span).ok());
+        let micros = u64::try_from(lived.unwrap_or_default().as_micros());
+        let micros = micros.unwrap_or(u64::MAX);
+        let sums = in_bucket(vec![0, 1, failed.into(), micros], micros);
         Some((cells, sums))
     }
 
@@ -76,10 +66,6 @@ impl Subject for Process {
             mean(at(3), at(1)) / 1e3,
             percentile_ms(buckets, 0.99),
         ]
-    }
-
-    fn height(&self, sums: &[u64]) -> u64 {
-        sums.first().copied().unwrap_or(0)
     }
 
     fn drawing_title(&self) -> &'static str {

@@ -1,24 +1,32 @@
 //! TCP sessions.
 
-use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use dinle_proto::v1::{self, event::Detail};
 
 use super::{Drawing, Number, Subject, Unit, in_bucket, mean, number, spans};
-use crate::client::{
-    text::{self, NONE},
-    top::sums::Rows,
+use crate::{
+    client::{
+        text::{self, NONE},
+        top::sums::Rows,
+    },
+    sessions::{News, Sessions},
 };
 
 /// TCP sessions.
-#[derive(Default)]
 pub(in super::super) struct Tcp {
-    /// What sessions that go on had done at the last report: these count from their beginning.
-    sessions: HashMap<(u64, String, String), [u64; 3]>,
+    sessions: Sessions,
+    began: Instant,
 }
 
-/// Sessions that are remembered: some 10 MiB. Those beyond are counted when they end.
-const SESSIONS_MAX: usize = 65_536;
+impl Default for Tcp {
+    fn default() -> Self {
+        Self {
+            sessions: Sessions::default(),
+            began: Instant::now(),
+        }
+    }
+}
 
 impl Subject for Tcp {
     fn name(&self) -> &'static str {
@@ -45,7 +53,7 @@ impl Subject for Tcp {
         NUMBERS
     }
 
-    fn take(&mut self, event: &v1::Event) -> Option<(Vec<String>, Vec<u64>)> {
+    fn take(&mut self, event: &v1::Event, node: &str) -> Option<(Vec<String>, Vec<u64>)> {
         let Some(Detail::TcpSession(session)) = &event.detail else {
             return None;
         };
@@ -61,13 +69,15 @@ impl Subject for Tcp {
         } else {
             vec![NONE.to_owned(), text::endpoint(Some(remote))]
         };
-        let [sent, received, retransmits] = self.since_last(event.cgroup_id, session);
+        // How much of it happened in this interval is not known.
+        let before = session.began_before || lasted(session) > self.began.elapsed();
+        let News { first, sums, .. } = self.sessions.news(node, event.cgroup_id, session, before);
         let srtt_us = u64::from(session.srtt_us);
         let sums = vec![
-            sent,
-            received,
-            retransmits,
-            1,
+            sums.sent,
+            sums.received,
+            sums.retransmits,
+            first.into(),
             srtt_us,
             u64::from(srtt_us != 0),
         ];
@@ -97,7 +107,7 @@ impl Subject for Tcp {
     }
 
     fn drawing_title(&self) -> &'static str {
-        "sessions by round trip time"
+        "reports by round trip time"
     }
 
     fn drawing(&self, rows: &Rows, chosen: &dyn Fn(&[String]) -> bool) -> Drawing {
@@ -108,36 +118,12 @@ impl Subject for Tcp {
 impl Tcp {
     /// Amounts before the buckets.
     const BUCKETS_AT: usize = 6;
+}
 
-    /// What a session sent, received and sent again since the last report on it.
-    fn since_last(&mut self, cgroup_id: u64, session: &v1::TcpSession) -> [u64; 3] {
-        let key = (
-            cgroup_id,
-            text::endpoint(session.local.as_ref()),
-            text::endpoint(session.remote.as_ref()),
-        );
-        let now = [
-            session.bytes_sent,
-            session.bytes_received,
-            session.retransmits.into(),
-        ];
-        let Self { sessions } = self;
-        let before =
-            if session.open && (sessions.contains_key(&key) || sessions.len() < SESSIONS_MAX) {
-                sessions.insert(key, now)
-            } else {
-                sessions.remove(&key)
-            };
-        let before = match before {
-            Some(before) => before,
-            // How much of it happened in this interval is not known.
-            None if session.began_before => now,
-            // There was no room to remember it: it counts when it ends.
-            None if session.open && sessions.len() >= SESSIONS_MAX => now,
-            None => [0; 3],
-        };
-        std::array::from_fn(|at| now[at].saturating_sub(before[at]))
-    }
+fn lasted(session: &v1::TcpSession) -> Duration {
+    let lasted = session.duration;
+    let lasted = lasted.and_then(|lasted| Duration::try_from(lasted).ok());
+    lasted.unwrap_or_default()
 }
 
 /// An end without its port.
