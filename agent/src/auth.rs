@@ -167,7 +167,8 @@ pub struct Verdict {
 /// Asks the API server.
 pub struct Auth<R = Reviewer> {
     reviews: R,
-    tokens: Cache<[u8; 32], Result<Identity, String>>,
+    /// By what stands for the token, and whether it was somebody's before: such do not wait for strangers'.
+    tokens: Cache<([u8; 32], bool), Result<Identity, String>>,
     answers: Cache<(Identity, Question), bool>,
     counts: Counts,
 }
@@ -218,20 +219,13 @@ impl<R: Reviews> Auth<R> {
 
     /// Whose token that is. `known`: somebody's, when it was looked at last.
     pub async fn review(&self, token: Token, known: bool) -> Result<Who, Refusal> {
-        let key = cache::digest(token.secret());
-        let answer = match self.tokens.get(&key) {
-            Some(answer) => answer,
-            None => {
-                let answer = self.reviews.token(token.secret(), known).await;
-                let answer = answer.map_err(|error| {
-                    Refusal::Unavailable(format!(
-                        "the API server cannot be asked whose token that is: {error}"
-                    ))
-                })?;
-                self.tokens.put(key, answer.clone());
-                answer
-            }
-        };
+        let key = (cache::digest(token.secret()), known);
+        let ask = self.reviews.token(token.secret(), known);
+        let answer = self.tokens.get_or_ask(&key, ask).await.map_err(|error| {
+            Refusal::Unavailable(format!(
+                "the API server cannot be asked whose token that is: {error}"
+            ))
+        })?;
         match answer {
             Ok(identity) => Ok(Who::Bearer(token, identity)),
             Err(reason) => Err(Refusal::Unauthenticated(reason)),
@@ -406,19 +400,15 @@ impl<R: Reviews> Auth<R> {
 
     async fn may(&self, identity: &Identity, question: Question) -> Result<bool, Refusal> {
         let key = (identity.clone(), question);
-        if let Some(answer) = self.answers.get(&key) {
-            return Ok(answer);
-        }
-        let answer = self.reviews.may(&key.0, &key.1).await.map_err(|error| {
+        let ask = self.reviews.may(&key.0, &key.1);
+        self.answers.get_or_ask(&key, ask).await.map_err(|error| {
             Refusal::Unavailable(format!(
                 "the API server cannot be asked whether {} may {} {}: {error}",
                 key.0.user,
                 key.1.verb(),
                 key.1
             ))
-        })?;
-        self.answers.put(key, answer);
-        Ok(answer)
+        })
     }
 }
 
