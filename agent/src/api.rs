@@ -232,7 +232,7 @@ impl Api {
                 ..self.plan(&request, &verdict, id)
             })
         };
-        self.streams.resume(resume, &admitted.caller, plan).await
+        self.streams.resume(resume, admitted, plan).await
     }
 }
 
@@ -422,3 +422,6 @@ fn invalid(error: &Invalid, within: &str) -> Status {
         details,
     )
 }
+
+#[cfg(test)]
+mod tests;
