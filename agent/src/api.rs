@@ -21,7 +21,7 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    auth::Verdict,
+    auth::{self, Verdict},
     control::{Node, Settle},
     filter::{self, Grant, Invalid, Limits, Selector},
     hub::{Hub, Stage, Subscription},
@@ -224,7 +224,7 @@ impl Api {
                 filter::Request::parse(asked, &self.limits).map_err(|error| invalid(&error, ""))?;
             let verdict = Verdict {
                 grant: grant.clone(),
-                notes: Vec::new(),
+                notes: auth::notes(&admitted.caller.user, grant, request.kinds),
             };
             Ok(v1::Plan {
                 resume_token: resume.token.clone(),

@@ -168,6 +168,35 @@ impl Bed {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_plan_says_after_a_break_what_it_said_before() {
+    let bed = bed();
+    bed.cluster.allow("jane", "shop", &["process"]);
+    let (stream, plan) = bed
+        .subscribe("jane", asked(&[], &[EXEC]))
+        .await
+        .expect("allowed");
+    let said = |plan: &v1::Plan, what: &str| plan.notes.iter().any(|note| note.starts_with(what));
+    let (out, hidden) = (
+        "left out, since jane may not watch process",
+        "arguments and paths",
+    );
+    assert!(said(&plan, out) && said(&plan, hidden), "{:?}", plan.notes);
+    drop(stream);
+    let (stream, again) = bed.resume("jane", &plan).await.expect("it is there");
+    assert_eq!((again.resumed, &again.notes), (true, &plan.notes));
+    // It says what holds now.
+    bed.cluster.allow("jane", "", &["process"]);
+    sleep(WITHDRAWN).await;
+    drop(stream);
+    let (_stream, again) = bed.resume("jane", &plan).await.expect("it is there");
+    assert!(
+        !said(&again, out) && said(&again, hidden),
+        "{:?}",
+        again.notes
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_who_began_a_stream_goes_on_with_it_and_with_the_token_that_they_show_then() {
     let bed = bed();
     for user in ["jane", "joe"] {
