@@ -363,6 +363,15 @@ def test_what_else_the_agent_tells_is_for_the_same_people(kubectl, observer, v1)
         status = observer.GetStatus(v1.GetStatusRequest(), metadata=bearing(token(kubectl, name)))
         return {one.caller.user for one in status.subscriptions}
 
+    def node(name: str) -> list[bool]:
+        """Which of the things about the whole node are told."""
+        status = observer.GetStatus(v1.GetStatusRequest(), metadata=bearing(token(kubectl, name)))
+        assert status.version and status.node
+        return [bool(status.programs), status.HasField("budget"), status.HasField("pod_source"), status.cgroups > 0]
+
+    assert node("everywhere") == [True] * 4
+    assert node("both") == [False] * 4
+
     with stream(observer, v1, bearing(token(kubectl, "viewer")), [SHOP]), stream(
         observer, v1, bearing(token(kubectl, "both")), [BANK]
     ):

@@ -142,6 +142,15 @@ impl Bed {
         self.subscribe(token, asked).await
     }
 
+    async fn status(&self, token: &str) -> v1::GetStatusResponse {
+        let request = with_token(token, v1::GetStatusRequest {});
+        self.api
+            .get_status(request)
+            .await
+            .expect("a status")
+            .into_inner()
+    }
+
     fn listener(&self) -> Arc<Listener> {
         let board = self.api.hub.board();
         let (_, listener) = board.listeners().next().expect("one listens");
@@ -165,6 +174,38 @@ impl Bed {
             .guard(admitted, &api.hub, subscription.listener());
         (subscription, guard)
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_about_the_whole_node_is_for_who_may_everywhere() {
+    let bed = bed();
+    bed.cluster.allow("jane", "shop", &["process", "tcp"]);
+    bed.cluster.allow("joe", "", &["tcp"]);
+    for kind in [EXEC, RESET] {
+        bed.api.hub.lose_everywhere(kind, Stage::KernelRing, 3);
+    }
+    let less = bed.status("jane").await;
+    assert_eq!((&*less.node, &*less.boot_id), ("n1", "b1"));
+    assert_eq!((less.ring_bytes, less.subscriptions.len()), (4096, 0));
+    let whole = v1::GetStatusResponse {
+        programs: Vec::new(),
+        losses: Vec::new(),
+        pod_source: None,
+        cgroups: 0,
+        cgroups_in_scope: 0,
+        budget: None,
+        ..less.clone()
+    };
+    assert_eq!(less, whole);
+    let more = bed.status("joe").await;
+    assert_eq!((more.programs.len(), more.cgroups_in_scope), (1, 2));
+    assert!(more.budget.is_some() && more.pod_source.is_some() && more.cgroups > 0);
+    let kinds: Vec<v1::Kind> = more.losses.iter().map(v1::NodeLoss::kind).collect();
+    assert_eq!(
+        kinds,
+        [RESET],
+        "of others they may not even know the node's events"
+    );
 }
 
 #[tokio::test(start_paused = true)]
