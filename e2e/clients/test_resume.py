@@ -91,6 +91,11 @@ class Stream:
         assert (books.matched, books.queued, list(books.lost)) == (delivered, 0, [])
 
 
+def only_books(call):
+    """It ends without an error. What was on its way already tells of no events."""
+    assert {message.WhichOneof("message") for message in call} <= {"heartbeat"}
+
+
 def runs(pod, first: int, count: int) -> list[str]:
     """Executes so many programs, each with another argument."""
     names = [f"run-{number}" for number in range(first, first + count)]
@@ -156,7 +161,7 @@ def test_a_new_connection_takes_the_stream_from_one_that_hangs(agent, v1, shop):
         old = stream.call
         with stream.connected(agent.grpc):
             # It ends without an error: whoever still listens there is not told what another one gets.
-            assert list(old) == []
+            only_books(old)
             expected += runs(shop, 10, 4)
             stream.until(lambda: len(stream.events) == 7)
             stream.balanced(7)
@@ -208,7 +213,7 @@ def test_who_leaves_is_gone_at_once(agent, observer, v1):
         assert number in open_streams(observer, v1)
         observer.Leave(v1.LeaveRequest(stream_id=number, token=stream.plan.resume_token))
         assert number not in open_streams(observer, v1)
-        assert list(stream.call) == []
+        only_books(stream.call)
     # It is no error to leave what one has left.
     observer.Leave(v1.LeaveRequest(stream_id=number, token=stream.plan.resume_token))
     assert refusal(observer, stream.resume())[0] == grpc.StatusCode.NOT_FOUND
