@@ -263,6 +263,7 @@ def test_the_command_line_goes_on_when_its_connection_breaks(agent, observer, v1
     with Proxy(agent.grpc) as proxy:
         watching = Watching(proxy.address, "--count", "72")
         wait_until(lambda: open_streams(observer, v1) - before, PATIENCE_SECONDS, "the stream begins")
+        agent.attached(observer, v1)
         for turn in range(3):
             expected += runs(shop, turn * 100, 11)
             watching.until(lambda it: len(it.out) == len(expected), "events")
@@ -296,6 +297,7 @@ def test_the_command_line_begins_anew_with_another_agent_and_says_so(pods, v1, s
         watching = Watching(first.grpc)
         with grpc.insecure_channel(first.grpc) as channel:
             wait_until(lambda: open_streams(v1.ObserverStub(channel), v1), PATIENCE_SECONDS, "the stream begins")
+            first.attached(v1.ObserverStub(channel), v1)
         expected = runs(shop, 0, 5)
         watching.until(lambda it: len(it.out) == 5, "events")
     watching.until(lambda it: any("shuts down; trying again" in line for line in it.err), "it notices")
