@@ -1,11 +1,14 @@
 //! What programs cost, and what becomes of streams when that is too much.
 
-use std::{process::Child, sync::LazyLock};
+use std::{process::Child, sync::LazyLock, time::Duration};
 
 use dinle_e2e::{act::act, agent::Agent, patience::eventually, stream::Stream};
 use dinle_proto::v1::{Fidelity, Kind, LossStage, ProgramCost, SubscribeRequest};
 
 use crate::{Lab, only, shop};
+
+/// A step is taken back within so long after the load is gone: it is measured every 5 s, and has to be calm for as long.
+const STEP_UP: Duration = Duration::from_secs(15);
 
 /// Opens files until it is dropped.
 struct Load(Child);
@@ -143,11 +146,14 @@ fn over_the_budget_a_stream_is_told_less_and_afterwards_everything_again() {
         (limit, true),
         "{budget:?}"
     );
+    // Before it is over the budget in the next step, too: each takes its time to be taken back.
+    drop(load);
     stream.until("what is left out is told", |stream| {
         stream.told_lost(Kind::FileOpen, LossStage::RateLimit) > 0
     });
-    drop(load);
-    stream.until("everything is told again", |stream| {
+    let steps = lab.agent.status().budget.unwrap().steps_down;
+    let time = STEP_UP * u32::try_from(steps).unwrap();
+    stream.after(time, "everything is told again", |stream| {
         fidelity(stream) == Fidelity::Unspecified
     });
     let budget = lab.agent.status().budget.unwrap();
