@@ -301,10 +301,17 @@ fn a_network_namespace_is_its_pods_whoever_causes_the_drop() {
 #[test]
 fn the_nodes_own_network_is_no_pods() {
     let lab = Lab::of("drop");
-    let mut stream = lab.agent.subscribe(counts());
+    // In the node's network another test listens at the usual one.
+    let mut stream = lab.agent.subscribe(SubscribeRequest {
+        filter: Some(Filter {
+            ports: vec![4498],
+            ..Filter::default()
+        }),
+        ..counts()
+    });
     // As a pod with `hostNetwork` does.
-    lab.app.succeed(act(["udp", "29", "4499"]));
-    lab.app.succeed(newnet(&["udp", "23", "4499"]));
+    lab.app.succeed(act(["udp", "29", "4498"]));
+    lab.app.succeed(newnet(&["udp", "23", "4498"]));
     until(&mut stream, "NO_SOCKET", UDP, 23);
 }
 
