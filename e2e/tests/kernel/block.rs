@@ -525,8 +525,22 @@ fn sums_that_find_no_room_are_told() {
     );
 }
 
+/// Controllers that nobody used below the root before. Nobody does again when it is dropped, which has to be after all cgroups that do.
+#[derive(Default)]
+struct Taken(Vec<String>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let control = cgroup::root().join("cgroup.subtree_control");
+        for controller in &self.0 {
+            // Somebody else may use it by now.
+            _ = fs::write(&control, format!("-{controller}"));
+        }
+    }
+}
+
 /// Lets the controllers be used in a cgroup and all above it. `false` if they are not cgroup v2's.
-fn delegate(cgroup: &Cgroup, controllers: &str) -> bool {
+fn delegate(cgroup: &Cgroup, controllers: &str, taken: &mut Taken) -> bool {
     let root = cgroup::root();
     let has = fs::read_to_string(root.join("cgroup.controllers")).unwrap();
     if !controllers
@@ -535,6 +549,11 @@ fn delegate(cgroup: &Cgroup, controllers: &str) -> bool {
     {
         return false;
     }
+    let used = fs::read_to_string(root.join("cgroup.subtree_control")).unwrap();
+    let new = controllers.split(' ').map(|one| one[1..].to_owned());
+    taken
+        .0
+        .extend(new.filter(|one| used.split_whitespace().all(|used| used != one)));
     let below = cgroup.path.strip_prefix(&root).unwrap();
     let mut at = root.clone();
     for part in below.parent().unwrap().components() {
@@ -548,8 +567,9 @@ fn delegate(cgroup: &Cgroup, controllers: &str) -> bool {
 #[test]
 fn what_is_written_back_is_the_pods_whoever_writes_it() {
     let Some(disk) = Disk::new() else { return };
+    let mut taken = Taken::default();
     let lab = Lab::of("process,block");
-    if !delegate(&lab.app, "+io +memory") {
+    if !delegate(&lab.app, "+io +memory", &mut taken) {
         eprintln!("not tested: the controllers `io` and `memory` are not those of cgroup v2");
         return;
     }
