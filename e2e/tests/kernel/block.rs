@@ -13,6 +13,7 @@ use dinle_e2e::{
     cgroup::{self, Cgroup},
     disk::Loop,
     patience::eventually,
+    skipped::skipped,
     stream::{Book, Stream},
 };
 use dinle_ebpf::block::SUMS_MAX;
@@ -57,7 +58,9 @@ impl Disk {
                 own: Some(own),
             }),
             Err(error) => {
-                eprintln!("not tested: there is no disk to test with (loop devices: {error})");
+                skipped(&format!(
+                    "there is no disk to test with (loop devices: {error})"
+                ));
                 None
             }
         }
@@ -239,7 +242,7 @@ fn each_request_is_told_once_with_its_size_and_times() {
 fn a_flush_and_a_write_through_are_told_as_the_process_asks_for_them() {
     let Some(disk) = Disk::new() else { return };
     if !disk.has_cache() {
-        eprintln!("not tested: {} has no cache to write out", disk.name);
+        skipped(&format!("{} has no cache to write out", disk.name));
         return;
     }
     let lab = Lab::of("process,block");
@@ -357,7 +360,7 @@ fn what_fails_is_told_with_its_error() {
     backing.set_len(3 * 4096).unwrap();
     let (pid, code, _) = disk.try_act(&lab.app, "direct", &["read", "9", "4096"]);
     if code == 0 {
-        eprintln!("not tested: this kernel reads zeros where there is nothing");
+        skipped("this kernel reads zeros where there is nothing");
         return;
     }
     assert_eq!(code, libc::EIO);
@@ -380,7 +383,7 @@ fn a_discard_is_told() {
     let mut stream = lab.agent.subscribe(requests());
     let (pid, code, _) = disk.try_act(&lab.app, "direct", &["discard", "3", "65536"]);
     if code == libc::EOPNOTSUPP {
-        eprintln!("not tested: {} cannot discard", disk.name);
+        skipped(&format!("{} cannot discard", disk.name));
         return;
     }
     assert_eq!(code, 0);
@@ -570,7 +573,7 @@ fn what_is_written_back_is_the_pods_whoever_writes_it() {
     let mut taken = Taken::default();
     let lab = Lab::of("process,block");
     if !delegate(&lab.app, "+io +memory", &mut taken) {
-        eprintln!("not tested: the controllers `io` and `memory` are not those of cgroup v2");
+        skipped("the controllers `io` and `memory` are not those of cgroup v2");
         return;
     }
     let mut stream = lab.agent.subscribe(requests());
