@@ -194,9 +194,7 @@ async fn clients_are_who_their_certificates_say_and_others_are_refused() {
     // An alert and the end, or a reset.
     _ = plain.read_to_end(&mut answer).await;
     assert!(answer.len() < 16, "{answer:?}");
-    while tls.handshake_failures() < 3 {
-        tokio::task::yield_now().await;
-    }
+    soon("each is counted", || tls.handshake_failures() >= 3).await;
 }
 
 #[tokio::test]
@@ -296,8 +294,23 @@ async fn who_says_nothing_keeps_nobody_waiting() {
         "nobody"
     );
     // Of those the first had to go, and was told so.
-    let mut first = silent.remove(0);
-    assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0);
+    goes(&mut silent[0]).await;
+}
+
+/// The listener ends it, and before its time to begin is over.
+async fn goes(silent: &mut TcpStream) {
+    let read = timeout(HANDSHAKE / 2, silent.read(&mut [0])).await;
+    assert_eq!(read.expect("it has to go at once").unwrap_or(0), 0);
+}
+
+/// Waits for something that nobody tells of.
+async fn soon(what: &str, condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(30), wait).await.expect(what);
 }
 
 /// A listener in plain text, its address and its counts.
@@ -339,13 +352,10 @@ async fn in_plain_text_too_who_does_not_begin_goes() {
     let mut said = [0; PREFACE.len() + 4];
     connection.read_exact(&mut said).await.expect("all of it");
     assert_eq!(said, *[&PREFACE[..], b"more"].concat());
-    let mut first = silent.remove(0);
-    assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0);
+    goes(&mut silent[0]).await;
     // Those that waited have their time, and go.
     drop(silent);
-    while counts.open() > 1 {
-        tokio::task::yield_now().await;
-    }
+    soon("those that waited are gone", || counts.open() <= 1).await;
     assert_eq!(counts.refused(), HANDSHAKES as u64 + 50);
     drop(connection);
     assert_eq!(counts.open(), 0);
@@ -370,9 +380,7 @@ async fn who_says_something_else_is_told_what_this_is() {
     );
     // The beginning of a ClientHello.
     assert_eq!(answer(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]).await, "");
-    while counts.open() > 0 {
-        tokio::task::yield_now().await;
-    }
+    soon("both are gone", || counts.open() == 0).await;
     assert_eq!(counts.refused(), 2);
 }
 
@@ -521,9 +529,7 @@ async fn a_socket_is_for_those_who_may_open_it_and_leaves_nothing() {
     );
     assert_eq!(connection.connect_info().address, own);
     drop(incoming);
-    while path.exists() {
-        tokio::task::yield_now().await;
-    }
+    soon("the socket is gone", || !path.exists()).await;
     // Nobody can say whether anybody listens there.
     let odd = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
     let refused = Listener::bind(&address, access, None).await.err();
