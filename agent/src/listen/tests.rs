@@ -1,4 +1,8 @@
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::{
@@ -492,9 +496,12 @@ async fn a_socket_is_for_those_who_may_open_it_and_leaves_nothing() {
     let address: Address = format!("unix:{}", path.display())
         .parse()
         .expect("an address");
+    // Only root may give it to a group that is not its own.
+    let own = fs::metadata("/proc/self").expect("this process");
+    let group = if own.uid() == 0 { 4242 } else { own.gid() };
     let access = Access {
         mode: 0o640,
-        group: None,
+        group: Some(group),
     };
     // One that nobody listens at any more.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
@@ -509,6 +516,7 @@ async fn a_socket_is_for_those_who_may_open_it_and_leaves_nothing() {
             & 0o777,
         0o640
     );
+    assert_eq!(fs::metadata(&path).expect("a socket").gid(), group);
     let taken = Listener::bind(&address, access, None)
         .await
         .err()
@@ -522,12 +530,10 @@ async fn a_socket_is_for_those_who_may_open_it_and_leaves_nothing() {
         .await
         .expect("a connection")
         .expect("it is fine");
-    let own = PeerAddress::Unix(
-        fs::metadata("/proc/self")
-            .ok()
-            .map(|own| std::os::unix::fs::MetadataExt::uid(&own)),
+    assert_eq!(
+        connection.connect_info().address,
+        PeerAddress::Unix(Some(own.uid()))
     );
-    assert_eq!(connection.connect_info().address, own);
     drop(incoming);
     soon("the socket is gone", || !path.exists()).await;
     // Nobody can say whether anybody listens there.
