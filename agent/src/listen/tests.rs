@@ -201,6 +201,56 @@ async fn clients_are_who_their_certificates_say_and_others_are_refused() {
     soon("each is counted", || tls.handshake_failures() >= 3).await;
 }
 
+/// What a client says first that speaks TLS 1.`minor` at most (RFC 5246, section 7.4.1.2).
+fn hello(minor: u8) -> Vec<u8> {
+    let version = [3, minor + 1];
+    // ECDSA with SHA-256 and P-256, X25519, and points that are not compressed.
+    let extensions = [
+        0, 13, 0, 4, 0, 2, 4, 3, 0, 10, 0, 4, 0, 2, 0, 29, 0, 11, 0, 2, 1, 0,
+    ];
+    let random = [7; 32];
+    // No session, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, and no compression.
+    let suites = [0, 0, 2, 0xc0, 0x2b, 1, 0];
+    let length = [0, extensions.len() as u8];
+    let body = [&version[..], &random, &suites, &length, &extensions].concat();
+    let message = [&[1, 0, 0, body.len() as u8], &body[..]].concat();
+    [&[22, 3, 1, 0, message.len() as u8], &message[..]].concat()
+}
+
+#[tokio::test]
+async fn tls_is_spoken_from_its_version_1_2_on() {
+    let dir = TempDir::new().expect("a directory");
+    let authority = Authority::new("ours");
+    let tls =
+        State::open(files(dir.path(), &authority.sign("agent", &[]), None)).expect("certificates");
+    let address = serve(&tls).await;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .expect("a version")
+            .with_root_certificates(authority.roots())
+            .with_no_client_auth();
+        let mut stream = connect_as(address, Arc::new(config)).await.expect("let in");
+        assert_eq!(line(&mut stream).await.expect("a line"), "nobody");
+        let spoken = stream.get_ref().1.protocol_version();
+        assert_eq!(spoken, Some(version.version));
+    }
+    let answer = async |minor| {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(&hello(minor)).await.expect("written");
+        let mut answer = [0; 7];
+        let read = timeout(HANDSHAKE / 2, stream.read_exact(&mut answer)).await;
+        read.expect("at once").expect("an answer");
+        answer
+    };
+    // A handshake goes on, or there is a fatal alert: protocol_version.
+    assert_eq!(answer(2).await[0], 22);
+    for old in [0, 1] {
+        assert_eq!(answer(old).await[..], [21, 3, 3, 0, 2, 2, 70]);
+    }
+}
+
 #[tokio::test]
 async fn a_certificate_is_looked_at_each_time() {
     let dir = TempDir::new().expect("a directory");
