@@ -17,6 +17,10 @@ import node
 from conftest import NODE, PATIENCE_SECONDS, PODS
 
 
+# For a whole stream, of which each wait has a bound of its own.
+CALL_SECONDS = 300
+
+
 @pytest.fixture(scope="module")
 def agent(pods):
     """One of its own: streams that are kept are in nobody's way."""
@@ -59,7 +63,7 @@ class Stream:
         """On a connection of its own."""
         with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             request = self.resume() if self.plan else self.asked
-            self.call = self.v1.ObserverStub(channel).Subscribe(request, timeout=PATIENCE_SECONDS)
+            self.call = self.v1.ObserverStub(channel).Subscribe(request, timeout=CALL_SECONDS)
             self.take()
             yield self
 
