@@ -105,6 +105,21 @@ def test_the_log_says_who_listened_to_what(secured, pods, v1):
         node.wait_until(
             lambda: told("stream ends", *asked, "events=0", "lost=0", 'reason="MAX_DURATION"'), PATIENCE_SECONDS, "the end is told"
         )
+        # Most of it is more than this stream may have in a second.
+        web = pods["web"]
+        request = v1.SubscribeRequest(
+            kinds=[v1.KIND_EXIT], selector=v1.Selector(pods=[web.name]), max_events_per_second=1, max_duration={"seconds": 5}
+        )
+        call = observer.Subscribe(request, timeout=PATIENCE_SECONDS)
+        messages = [next(call)]
+        web.run("/bin/true", times=20)
+        messages += call
+        events = sum(len(message.batch.events) for message in messages)
+        lost = sum(one.count for books in messages[-1].heartbeat.books for one in books.lost)
+        assert events > 0 and lost > 0, messages[-1]
+        count = sum(message.ByteSize() for message in messages)
+        end = [f"stream={messages[0].plan.stream_id} ", f"events={events} ", f"bytes={count} ", f"lost={lost} "]
+        node.wait_until(lambda: told("stream ends", *end), PATIENCE_SECONDS, f"the end is told: {end}")
         with pytest.raises(grpc.RpcError):
             list(observer.Subscribe(v1.SubscribeRequest(kinds=[77])))
         assert told("stream refused", 'kinds="77"', 'code="InvalidArgument"')
