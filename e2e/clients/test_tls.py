@@ -1,6 +1,7 @@
 """TLS and Unix sockets: gRPC's own client and ours, with certificates that openssl made."""
 
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -169,6 +170,34 @@ def test_a_certificate_is_renewed_under_a_stream(secured, pods, v1, tmp_path):
         pods["checkout"].run("true")
         heard = next(event for message in messages for event in message.batch.events)
         assert heard.exec.args[0] == "true"
+
+
+@pytest.mark.parametrize("version, spoken", [("1_1", False), ("1_2", True), ("1_3", True)])
+def test_tls_is_spoken_from_its_version_1_2_on(secured, version, spoken):
+    certificate, key = secured.client
+    ask = ["openssl", "s_client", "-connect", secured.address, f"-tls{version}", "-CAfile", secured.authority.path("crt"),
+           "-cert", certificate, "-key", key, "-alpn", "h2", "-verify_return_error"]
+    if version == "1_1":
+        # Else openssl itself does not offer it.
+        ask += ["-cipher", "ALL:@SECLEVEL=0"]
+    done = subprocess.run(ask, input="", capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    told = f"{done.stdout}\n{done.stderr}"
+    if spoken:
+        assert f"TLSv{version.replace('_', '.')}, Cipher is " in done.stdout and "Verification: OK" in done.stdout, told
+    else:
+        # It did ask.
+        assert re.search(r"^SSL handshake has read \d+ bytes and written [1-9]\d* bytes$", done.stdout, re.MULTILINE), told
+        assert done.returncode != 0 and "Cipher is (NONE)" in done.stdout, told
+
+
+def test_an_agent_does_not_start_with_a_key_of_another_certificate(pods, tmp_path):
+    authority = Authority(tmp_path / "ours", "ours")
+    (certificate, _), (_, key) = authority.sign("agent", "/CN=agent"), authority.sign("other", "/CN=other")
+    address = f"127.0.0.1:{node.free_port()}"
+    agent = node.Agent(PODS, NODE, "--tls-cert", str(certificate), "--tls-key", str(key), listen=(f"tls:{address}",))
+    ended = subprocess.run(agent.command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert ended.returncode == 1, ended
+    assert f"{key} is not that of the certificate" in ended.stdout + ended.stderr, ended
 
 
 def test_a_socket_is_for_this_machine(secured, v1):
