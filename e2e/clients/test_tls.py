@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import ssl
 import stat
 import subprocess
 from pathlib import Path
@@ -21,13 +22,15 @@ class Secured:
         self.authority = Authority(directory / "ours", "ours")
         self.certificate, self.key = directory / "tls.crt", directory / "tls.key"
         self.use(*self.authority.sign("agent", "/CN=agent"))
+        self.authorities = directory / "clients.crt"
+        self.client_ca(self.authority)
         self.client = self.authority.sign("jane", "/O=dev/CN=jane")
         self.address = f"127.0.0.1:{node.free_port()}"
         self.socket = directory / "dinle.sock"
         self.agent = node.Agent(
             PODS, NODE,
             "--tls-cert", str(self.certificate), "--tls-key", str(self.key),
-            "--tls-client-ca", str(self.authority.path("crt")),
+            "--tls-client-ca", str(self.authorities),
             "--socket-mode", "0660",
             listen=(f"tls:{self.address}", f"unix:{self.socket}"),
         )
@@ -35,9 +38,23 @@ class Secured:
     def use(self, certificate: Path, key: Path) -> None:
         """As the kubelet does: both at once would be better, but it has no such means either."""
         for given, place in [(certificate, self.certificate), (key, self.key)]:
-            new = place.with_suffix(".new")
-            new.write_bytes(given.read_bytes())
-            new.rename(place)
+            self.replace(given, place)
+
+    def client_ca(self, authority: Authority) -> None:
+        self.replace(authority.path("crt"), self.authorities)
+
+    @staticmethod
+    def replace(given: Path, place: Path) -> None:
+        new = place.with_suffix(".new")
+        new.write_bytes(given.read_bytes())
+        new.rename(place)
+
+    def serves(self, v1, authority: Authority, client: tuple[Path, Path]) -> bool:
+        """Whether it has a certificate of that authority, and lets that client in."""
+        try:
+            return status(self.channel(authority, client), v1).node == NODE
+        except grpc.RpcError:
+            return False
 
     def channel(self, authority: Authority | None = None, client: tuple[Path, Path] | None = None) -> grpc.Channel:
         certificate, key = [path.read_bytes() for path in client] if client else (None, None)
@@ -141,10 +158,27 @@ def test_the_log_says_who_listened_to_what(secured, pods, v1):
     )
 
 
+def expiry(certificate: Path) -> int:
+    """What openssl says, in seconds since 1970."""
+    told = subprocess.run(["openssl", "x509", "-noout", "-enddate", "-in", certificate], capture_output=True, text=True, check=True)
+    return int(ssl.cert_time_to_seconds(told.stdout.strip().removeprefix("notAfter=")))
+
+
+@pytest.fixture
+def renewed_again(secured, v1):
+    """Others find the agent as it was."""
+    yield
+    pair = secured.authority.sign("agent", "/CN=agent")
+    secured.client_ca(secured.authority)
+    secured.use(*pair)
+    node.wait_until(lambda: secured.serves(v1, secured.authority, secured.client), 30, "the agent is as it was")
+
+
+@pytest.mark.usefixtures("renewed_again")
 def test_a_certificate_is_renewed_under_a_stream(secured, pods, v1, tmp_path):
     request = v1.SubscribeRequest(kinds=[v1.KIND_EXEC], selector=v1.Selector(pods=[pods["checkout"].name]))
     with secured.channel(client=secured.client) as channel:
-        messages = v1.ObserverStub(channel).Subscribe(request, timeout=60 + PATIENCE_SECONDS)
+        messages = v1.ObserverStub(channel).Subscribe(request, timeout=150 + PATIENCE_SECONDS)
         assert next(messages).WhichOneof("message") == "plan"
 
         # A key of another certificate: the old pair stays in use.
@@ -155,17 +189,18 @@ def test_a_certificate_is_renewed_under_a_stream(secured, pods, v1, tmp_path):
         assert status(secured.channel(client=secured.client), v1).node == NODE
 
         others = Authority(tmp_path, "others")
-        secured.use(*others.sign("agent", "/CN=agent"))
-
-        def renewed() -> bool:
-            try:
-                return status(secured.channel(others, secured.client), v1).node == NODE
-            except grpc.RpcError:
-                return False
-
-        node.wait_until(renewed, 30, "the new certificate is in use")
+        new = others.sign("agent", "/CN=agent")
+        secured.use(*new)
+        node.wait_until(lambda: secured.serves(v1, others, secured.client), 30, "the new certificate is in use")
         refused(secured.channel(client=secured.client), v1)
-        assert secured.metric("dinle_tls_certificate_expiry_timestamp_seconds") > 0
+        assert secured.metric("dinle_tls_certificate_expiry_timestamp_seconds") == expiry(new[0])
+
+        # Who signs clients is another now, too.
+        stranger = others.sign("joe", "/CN=joe")
+        refused(secured.channel(others, stranger), v1)
+        secured.client_ca(others)
+        node.wait_until(lambda: secured.serves(v1, others, stranger), 30, "the new authority is in use")
+        refused(secured.channel(others, secured.client), v1)
 
         pods["checkout"].run("true")
         heard = next(event for message in messages for event in message.batch.events)
