@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     auth::fake::Cluster,
     hub::{Listener, Publisher, Withdrawn},
+    listen::{Peer, PeerAddress, Subject},
     workload::Pod,
 };
 
@@ -352,4 +353,27 @@ async fn a_stream_outlives_an_api_server_that_is_away_for_less_than_the_grace() 
     };
     assert!(why.contains("for 30 s now"), "{why}");
     assert!(subscription.listener().grant().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_a_certificate_is_one_of_the_authenticated() {
+    let bed = bed();
+    let mut request = Request::new(());
+    let subject = Subject {
+        user: "jane".into(),
+        groups: vec!["ops".into()],
+    };
+    request.extensions_mut().insert(Peer {
+        address: PeerAddress::Tcp(([10, 0, 0, 7], 41234).into()),
+        certificate: Some(Arc::new(subject)),
+    });
+    let admission = &bed.api.admission;
+    let (caller, admitted) = admission.admit(&request).await;
+    assert_eq!(caller.user, "jane");
+    assert_eq!(caller.groups, ["ops", "system:authenticated"]);
+    assert_eq!(admitted.expect("somebody").caller, caller);
+    // Who shows a token, too, is whom that is of.
+    let header = "Bearer joe".parse().expect("a header");
+    request.metadata_mut().insert("authorization", header);
+    assert_eq!(admission.admit(&request).await.0.user, "joe");
 }
