@@ -218,6 +218,19 @@ class Agent:
             raise ChildProcessError("the agent's metrics have no dinle_subscriptions")
         return int(found[1])
 
+    def attached(self, observer, v1) -> None:
+        """Waits until what all who are listed need is attached: then everything that happens is heard."""
+        # Whoever is told a plan knows that the kernel reports what was asked for before.
+        call = observer.Subscribe(v1.SubscribeRequest(kinds=[v1.KIND_EXIT]), timeout=READY_SECONDS)
+        number = next(call).plan.stream_id
+        assert number
+        call.cancel()
+
+        def gone() -> bool:
+            return all(one.stream_id != number for one in observer.GetStatus(v1.GetStatusRequest()).subscriptions)
+
+        wait_until(gone, READY_SECONDS, "the stream that asked is gone")
+
     def ready(self) -> bool:
         if self.process.poll() is not None:
             raise ChildProcessError(f"the agent ended with {self.process.returncode}")

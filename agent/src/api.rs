@@ -21,7 +21,7 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    auth::Verdict,
+    auth::{self, Verdict},
     control::{Node, Settle},
     filter::{self, Grant, Invalid, Limits, Selector},
     hub::{Hub, Stage, Subscription},
@@ -104,10 +104,11 @@ impl Api {
         let source = index.status();
         let mut notes = Vec::new();
         if !source.synced {
+            let untold = source.error.is_empty() || grant.everywhere.watch.is_empty();
             notes.push(format!(
                 "pods are not known yet ({}{}): events of pods that come first may carry only their ids",
                 source.name,
-                if source.error.is_empty() { String::new() } else { format!(": {}", source.error) },
+                if untold { String::new() } else { format!(": {}", source.error) },
             ));
         }
         if total == 0 {
@@ -224,7 +225,7 @@ impl Api {
                 filter::Request::parse(asked, &self.limits).map_err(|error| invalid(&error, ""))?;
             let verdict = Verdict {
                 grant: grant.clone(),
-                notes: Vec::new(),
+                notes: auth::notes(&admitted.caller.user, grant, request.kinds),
             };
             Ok(v1::Plan {
                 resume_token: resume.token.clone(),
@@ -232,7 +233,7 @@ impl Api {
                 ..self.plan(&request, &verdict, id)
             })
         };
-        self.streams.resume(resume, &admitted.caller, plan).await
+        self.streams.resume(resume, admitted, plan).await
     }
 }
 
@@ -351,7 +352,7 @@ impl Observer for Api {
         &self,
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        self.sight(&request).await?;
+        let everywhere = self.sight(&request).await?.1.everywhere.watch;
         let (_, subscriptions, _) = self.subscriptions(&request).await?;
         let Self {
             facts,
@@ -360,9 +361,24 @@ impl Observer for Api {
             state,
             ..
         } = self;
+        let told = v1::GetStatusResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: facts.node.clone(),
+            boot_id: facts.boot_id.clone(),
+            kernel_release: facts.kernel_release.clone(),
+            started: Some(facts.started.into()),
+            subscriptions,
+            ring_bytes: facts.ring_bytes.into(),
+            ..v1::GetStatusResponse::default()
+        };
+        // The rest is about the whole node, as processes outside pods are.
+        if everywhere.is_empty() {
+            return Ok(Response::new(told));
+        }
         let node = state.load();
         let kinds = node.capabilities.iter().map(|capability| capability.kind());
         let losses = kinds
+            .filter(|kind| everywhere.contains(*kind))
             .flat_map(|kind| Stage::ALL.map(|stage| (kind, stage)))
             .filter_map(|(kind, stage)| {
                 let count = hub.totals().losses(kind, stage);
@@ -373,19 +389,13 @@ impl Observer for Api {
                 })
             });
         Ok(Response::new(v1::GetStatusResponse {
-            version: env!("CARGO_PKG_VERSION").into(),
-            node: facts.node.clone(),
-            boot_id: facts.boot_id.clone(),
-            kernel_release: facts.kernel_release.clone(),
-            started: Some(facts.started.into()),
             programs: node.programs.clone(),
-            subscriptions,
             losses: losses.collect(),
             pod_source: Some(index.status()),
             cgroups: index.cgroups() as u32,
             cgroups_in_scope: node.watched as u32,
-            ring_bytes: facts.ring_bytes.into(),
             budget: Some(node.costs.budget.clone()),
+            ..told
         }))
     }
 
@@ -422,3 +432,6 @@ fn invalid(error: &Invalid, within: &str) -> Status {
         details,
     )
 }
+
+#[cfg(test)]
+mod tests;

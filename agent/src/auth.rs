@@ -10,6 +10,8 @@
 //! Each is asked for a namespace, or for all of them, which is needed for processes outside pods.
 
 mod cache;
+#[cfg(test)]
+pub(crate) mod fake;
 mod review;
 
 pub use review::{Reviewer, Reviews};
@@ -41,6 +43,9 @@ pub const LOOK: Duration = Duration::from_secs(10);
 
 /// Answers that are kept, each with about 300 bytes.
 pub const ANSWERS_MAX: usize = 4096;
+
+/// Namespaces that are asked about at a time for one request: the questions of others come in between, however many this one has.
+const NAMESPACES_AT_ONCE: usize = 2;
 
 /// A caller whose name is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -167,7 +172,8 @@ pub struct Verdict {
 /// Asks the API server.
 pub struct Auth<R = Reviewer> {
     reviews: R,
-    tokens: Cache<[u8; 32], Result<Identity, String>>,
+    /// By what stands for the token, and whether it was somebody's before: such do not wait for strangers'.
+    tokens: Cache<([u8; 32], bool), Result<Identity, String>>,
     answers: Cache<(Identity, Question), bool>,
     counts: Counts,
 }
@@ -218,20 +224,13 @@ impl<R: Reviews> Auth<R> {
 
     /// Whose token that is. `known`: somebody's, when it was looked at last.
     pub async fn review(&self, token: Token, known: bool) -> Result<Who, Refusal> {
-        let key = cache::digest(token.secret());
-        let answer = match self.tokens.get(&key) {
-            Some(answer) => answer,
-            None => {
-                let answer = self.reviews.token(token.secret(), known).await;
-                let answer = answer.map_err(|error| {
-                    Refusal::Unavailable(format!(
-                        "the API server cannot be asked whose token that is: {error}"
-                    ))
-                })?;
-                self.tokens.put(key, answer.clone());
-                answer
-            }
-        };
+        let key = (cache::digest(token.secret()), known);
+        let ask = self.reviews.token(token.secret(), known);
+        let answer = self.tokens.get_or_ask(&key, ask).await.map_err(|error| {
+            Refusal::Unavailable(format!(
+                "the API server cannot be asked whose token that is: {error}"
+            ))
+        })?;
         match answer {
             Ok(identity) => Ok(Who::Bearer(token, identity)),
             Err(reason) => Err(Refusal::Unauthenticated(reason)),
@@ -260,7 +259,8 @@ impl<R: Reviews> Auth<R> {
         let mut denied = Vec::new();
         let everywhere = named.is_empty() || selector.wants_host();
         if everywhere {
-            let (access, missing) = self.access(identity, "", &sensors).await?;
+            let nothing = Access::default();
+            let (access, missing) = self.access(identity, "", &sensors, nothing).await?;
             grant.everywhere = access;
             if selector.wants_host() {
                 denied.extend(missing);
@@ -273,24 +273,11 @@ impl<R: Reviews> Auth<R> {
             [] => known.iter().collect(),
             named => named.iter().collect(),
         };
-        let each = namespaces.iter().map(|namespace| async {
-            let access = self.access(identity, namespace, &sensors).await;
-            access.map(|access| (*namespace, access))
-        });
-        let mut left_out: BTreeMap<&'static str, Vec<&str>> = BTreeMap::new();
-        for access in join_all(each).await {
-            let (namespace, (access, missing)) = access?;
-            for question in missing {
-                let kinds = kinds_of(question.resource);
-                let elsewhere = grant.everywhere.watch.intersection(kinds) == kinds;
-                match named.is_empty() {
-                    _ if elsewhere => {}
-                    true => left_out
-                        .entry(question.resource)
-                        .or_default()
-                        .push(namespace),
-                    false => denied.push(question),
-                }
+        let everywhere = grant.everywhere;
+        let each = self.each(identity, &namespaces, &sensors, everywhere);
+        for (namespace, access, missing) in each.await? {
+            if !named.is_empty() {
+                denied.extend(missing);
             }
             grant.namespaces.insert(namespace.clone(), access);
         }
@@ -312,14 +299,7 @@ impl<R: Reviews> Auth<R> {
                 forbidden(user, &all.collect::<Vec<_>>())
             )));
         }
-        let notes = left_out.iter().map(|(sensor, namespaces)| {
-            format!(
-                "left out, since {user} may not watch {sensor}.{API_GROUP} there: {}",
-                namespaces.join(", ")
-            )
-        });
-        let mut notes: Vec<String> = notes.collect();
-        notes.extend(redacted(user, &grant, kinds));
+        let notes = notes(user, &grant, kinds);
         Ok(Verdict { grant, notes })
     }
 
@@ -351,28 +331,51 @@ impl<R: Reviews> Auth<R> {
         if sensors.is_empty() {
             return Ok(HashMap::new());
         }
-        let (all, missing) = self.access(identity, "", &sensors).await?;
+        let nothing = Access::default();
+        let (all, missing) = self.access(identity, "", &sensors, nothing).await?;
         let mut peers = HashMap::from([(String::new(), all.watch)]);
         if missing.is_empty() {
             return Ok(peers);
         }
         let others = known.iter().filter(|namespace| !named.contains(namespace));
-        let each = others.map(|namespace| async {
-            let access = self.access(identity, namespace, &sensors).await?;
-            Ok((namespace.clone(), access.0.watch))
-        });
-        for access in join_all(each).await {
-            peers.extend([access?]);
-        }
+        let others: Vec<&String> = others.collect();
+        let each = self.each(identity, &others, &sensors, all).await?;
+        let each = each.into_iter();
+        peers.extend(each.map(|(namespace, access, _)| (namespace.clone(), access.watch)));
         Ok(peers)
     }
 
-    /// What somebody may be told of a namespace, or of all of them if it is empty; and what they may not even watch.
+    /// What somebody may be told of each of those namespaces, and what they may not even watch there.
+    async fn each<'a>(
+        &self,
+        identity: &Identity,
+        namespaces: &[&'a String],
+        sensors: &[Sensor],
+        everywhere: Access,
+    ) -> Result<Vec<(&'a String, Access, Vec<Question>)>, Refusal> {
+        let mut told = Vec::with_capacity(namespaces.len());
+        for some in namespaces.chunks(NAMESPACES_AT_ONCE) {
+            let answers = some.iter().map(|namespace| async {
+                let access = self.access(identity, namespace, sensors, everywhere);
+                access
+                    .await
+                    .map(|(access, missing)| (*namespace, access, missing))
+            });
+            for answer in join_all(answers).await {
+                told.push(answer?);
+            }
+        }
+        Ok(told)
+    }
+
+    /// What somebody may be told of a namespace, or of all of them if it is empty; and what they may not even watch. What holds everywhere is not
+    /// asked for again.
     async fn access(
         &self,
         identity: &Identity,
         namespace: &str,
         sensors: &[Sensor],
+        everywhere: Access,
     ) -> Result<(Access, Vec<Question>), Refusal> {
         let mut access = Access::default();
         let mut missing = Vec::new();
@@ -382,9 +385,13 @@ impl<R: Reviews> Auth<R> {
                 resource: sensor.name(),
                 args,
             };
-            let watch = self.may(identity, question(false)).await?;
+            let kinds = kinds_of(sensor.name());
+            let watch = kinds.difference(everywhere.watch).is_empty()
+                || self.may(identity, question(false)).await?;
             let args = watch
-                && (arguments(*sensor).is_empty() || self.may(identity, question(true)).await?);
+                && (kinds.difference(everywhere.args).is_empty()
+                    || arguments(*sensor).is_empty()
+                    || self.may(identity, question(true)).await?);
             Ok((*sensor, question(false), watch, args))
         });
         for answer in join_all(asked).await {
@@ -406,19 +413,15 @@ impl<R: Reviews> Auth<R> {
 
     async fn may(&self, identity: &Identity, question: Question) -> Result<bool, Refusal> {
         let key = (identity.clone(), question);
-        if let Some(answer) = self.answers.get(&key) {
-            return Ok(answer);
-        }
-        let answer = self.reviews.may(&key.0, &key.1).await.map_err(|error| {
+        let ask = self.reviews.may(&key.0, &key.1);
+        self.answers.get_or_ask(&key, ask).await.map_err(|error| {
             Refusal::Unavailable(format!(
                 "the API server cannot be asked whether {} may {} {}: {error}",
                 key.0.user,
                 key.1.verb(),
                 key.1
             ))
-        })?;
-        self.answers.put(key, answer);
-        Ok(answer)
+        })
     }
 }
 
@@ -470,7 +473,30 @@ fn forbidden(user: &str, questions: &[Question]) -> String {
     format!("{user} may not watch {}", what.join(", "))
 }
 
-/// What a Plan says of what is left out of events.
+/// What a Plan says of what is left out of what somebody asked for: of which namespaces, and of which events.
+pub fn notes(user: &str, grant: &Grant, kinds: Kinds) -> Vec<String> {
+    let hidden = |sensor: &Sensor, access: &Access| {
+        let told = access.union(grant.everywhere).watch;
+        !kinds_of(sensor.name()).difference(told).is_empty()
+    };
+    let mut notes = Vec::new();
+    for sensor in sensors(kinds) {
+        let namespaces = grant.namespaces.iter();
+        let namespaces: BTreeSet<&str> = namespaces
+            .filter(|(_, access)| hidden(&sensor, access))
+            .map(|(name, _)| &**name)
+            .collect();
+        if !namespaces.is_empty() {
+            notes.push(format!(
+                "left out, since {user} may not watch {sensor}.{API_GROUP} there: {}",
+                namespaces.into_iter().collect::<Vec<_>>().join(", ")
+            ));
+        }
+    }
+    notes.extend(redacted(user, grant, kinds));
+    notes
+}
+
 fn redacted(user: &str, grant: &Grant, kinds: Kinds) -> Option<String> {
     let hidden = |access: &Access| {
         !access

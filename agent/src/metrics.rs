@@ -518,18 +518,86 @@ fn resident_bytes() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use dinle_proto::v1;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpStream,
     };
 
+    use super::*;
+    use crate::{
+        filter::{Grant, Limits, Request},
+        workload::Pod,
+    };
+
     #[tokio::test]
-    async fn who_says_nothing_is_not_waited_for_and_keeps_nobody_out() {
+    async fn how_full_it_is_is_told() {
+        let limits = crate::hub::Limits {
+            streams: 5,
+            queue_bytes: 8 << 20,
+            ..crate::hub::Limits::default()
+        };
+        let (hub, _publisher) = Hub::new(limits, || ());
+        let index = Index::new("n1");
+        for number in 0..3 {
+            let uid = format!("2f1ee1cf-7f5c-4f0e-9b0b-0d5c3a9d8e0{number}");
+            let path = format!("/kubepods/pod{uid}");
+            index.cgroup_created(10 + number, 1, &path, false);
+            let name = format!("web-{number}");
+            index.pod_applied(Pod {
+                uid,
+                name,
+                ..Pod::default()
+            });
+        }
+        index.cgroup_created(20, 1, "/system.slice", false);
+        let asked = v1::SubscribeRequest {
+            kinds: vec![v1::Kind::Exec.into()],
+            queue_bytes: 1 << 20,
+            ..Default::default()
+        };
+        let request = Request::parse(&asked, &Limits::default()).expect("a good request");
+        let caller = v1::Caller::default();
+        let stream = hub.subscribe(asked, request, caller, Grant::all());
+        let _stream = stream.expect("room");
+        let node = Node {
+            watched: 2,
+            ..Node::default()
+        };
+        let health = Health {
+            node: Arc::new(ArcSwap::from_pointee(node)),
+            index,
+            ..health(hub)
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
-        let (hub, _publisher) = Hub::new(crate::hub::Limits::default(), || ());
-        let health = Health {
+        let serving = tokio::spawn(serve(listener, health));
+        let mut stream = TcpStream::connect(address).await.expect("connected");
+        let question = b"GET /metrics HTTP/1.1\r\nHost: n1\r\nConnection: close\r\n\r\n";
+        stream.write_all(question).await.expect("asked");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("metrics");
+        let value = |name: &str| {
+            let found = text.lines().find_map(|line| line.strip_prefix(name));
+            found.map(|value| value.trim().parse::<u64>().expect("a number"))
+        };
+        for (what, used, most) in [
+            ("streams", 1, 5),
+            ("queue_bytes", 1 << 20, 8 << 20),
+            ("cgroups", 4, 65_536),
+            ("pods", 3, 8192),
+            ("cgroups_watched", 2, 16_384),
+            ("pods_watched", 0, 1023),
+        ] {
+            let names = ["capacity_used", "capacity"];
+            let told = names.map(|name| value(&format!("dinle_{name}{{what=\"{what}\"}}")));
+            assert_eq!(told, [Some(used), Some(most)], "{what} in\n{text}");
+        }
+        serving.abort();
+    }
+
+    fn health(hub: Hub) -> Health {
+        Health {
             hub,
             index: Index::new("n1"),
             stats: Arc::default(),
@@ -539,8 +607,15 @@ mod tests {
             tls: None,
             auth: None,
             exporters: None,
-        };
-        let serving = tokio::spawn(serve(listener, health));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_is_not_waited_for_and_keeps_nobody_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (hub, _publisher) = Hub::new(crate::hub::Limits::default(), || ());
+        let serving = tokio::spawn(serve(listener, health(hub)));
         let ask = async || {
             let mut stream = TcpStream::connect(address).await?;
             stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").await?;

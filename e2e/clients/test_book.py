@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from contextlib import suppress
 
+import grpc
 import pytest
 
 import node
@@ -108,7 +109,7 @@ def alike(text: str) -> Counter:
     return Counter(re.sub(r"[ \t]+", " ", line).strip() for line in text.splitlines())
 
 
-def printed(agent, pods, command: str) -> str:
+def printed(agent, pods, v1, command: str) -> str:
     """What the command prints of its workload."""
     [workload] = [work for start, work in WORKLOADS.items() if command.startswith(start)]
     before = agent.streams()
@@ -116,6 +117,8 @@ def printed(agent, pods, command: str) -> str:
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         node.wait_until(lambda: agent.streams() > before, PATIENCE_SECONDS, "the stream begins")
         try:
+            with grpc.insecure_channel(agent.grpc) as channel:
+                agent.attached(v1.ObserverStub(channel), v1)
             workload(pods["checkout"])
             out, _ = process.communicate(timeout=PATIENCE_SECONDS)
         finally:
@@ -129,8 +132,8 @@ def test_each_page_shows_something():
 
 
 @pytest.mark.parametrize("page, command", BLOCKS, ids=[f"{page.stem}: {command}" for page, command in BLOCKS])
-def test_the_book_shows_what_is_printed(agent, pods, page, command):
-    now = printed(agent, pods, command)
+def test_the_book_shows_what_is_printed(agent, pods, v1, page, command):
+    now = printed(agent, pods, v1, command)
     text = page.read_text()
     [shown] = [found[2] for found in BLOCK.finditer(text) if found[1] == command]
     if os.environ.get("DINLE_RENEW"):

@@ -41,10 +41,11 @@ def test_lists_workloads(curl, pods):
     assert containers[0]["owner"] == {"kind": "Job", "name": "logrotate-29384610"}
 
 
-def test_subscribes_until_enough_events_came(curl, pods, streams):
+def test_subscribes_until_enough_events_came(curl, pods, streams, agent, observer, v1):
     request = json.dumps({"kinds": ["KIND_EXEC"], "selector": {"namespaces": ["shop"]}, "maxEvents": "3"})
     process = curl("/dinle.v1.Observer/Subscribe", "--data", request)
     streams(1)
+    agent.attached(observer, v1)
     pods["web"].run("/bin/true", times=5)
     answers = messages(finish(process))
     streams(0)

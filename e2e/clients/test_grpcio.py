@@ -1,5 +1,7 @@
 """Python's grpcio: a client that shares no code with the agent."""
 
+import time
+
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -8,9 +10,26 @@ from node import wait_until
 
 from conftest import NODE, PATIENCE_SECONDS
 
+# For a whole stream, of which each wait has a bound of its own.
+CALL_SECONDS = 300
+
 # Prime numbers, so that an event counted twice or a pair lost shows in the sum.
 IN_SCOPE = 23
 OUT_OF_SCOPE = 29
+
+
+@pytest.fixture
+def subscribe(observer):
+    """Begins streams, which are over when the test is, whatever becomes of it."""
+    calls = []
+
+    def begin(request):
+        calls.append(observer.Subscribe(request, timeout=CALL_SECONDS))
+        return calls[-1]
+
+    yield begin
+    for call in calls:
+        call.cancel()
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
@@ -34,10 +53,10 @@ def test_health_is_serving(channel, service):
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_subscribe_sees_every_exec_in_scope_and_none_outside(observer, v1, pods, streams):
+def test_subscribe_sees_every_exec_in_scope_and_none_outside(subscribe, v1, pods, streams):
     request = v1.SubscribeRequest(selector=v1.Selector(pods=["web-*"]), kinds=[v1.KIND_EXEC])
     request.heartbeat_interval.FromMilliseconds(100)
-    call = observer.Subscribe(request, timeout=PATIENCE_SECONDS)
+    call = subscribe(request)
     plan = next(call).plan
     assert [(workload.namespace, workload.pod) for workload in plan.workloads if workload.container_id] == [("shop", "web-0")]
     assert plan.node == NODE
@@ -46,7 +65,9 @@ def test_subscribe_sees_every_exec_in_scope_and_none_outside(observer, v1, pods,
     pods["web"].run("/bin/true", "in scope", times=IN_SCOPE)
 
     events, lost = [], 0
+    deadline = time.monotonic() + PATIENCE_SECONDS
     for message in call:
+        assert time.monotonic() < deadline, (len(events), lost)
         events += message.batch.events
         lost += message.loss.count
         if message.HasField("heartbeat"):
@@ -91,12 +112,12 @@ def test_a_bad_request_is_refused_by_the_name_of_its_field(observer, v1, request
     assert field in refusal.value.details()
 
 
-def test_who_listens_to_what_is_listed(observer, v1, streams):
+def test_who_listens_to_what_is_listed(observer, subscribe, v1, streams):
     request = v1.SubscribeRequest(kinds=[v1.KIND_EXIT], selector=v1.Selector(namespaces=["shop"]))
     streams(0)
-    first = observer.Subscribe(request, timeout=PATIENCE_SECONDS)
+    first = subscribe(request)
     ids = [next(first).plan.stream_id]
-    second = observer.Subscribe(v1.SubscribeRequest(kinds=[v1.KIND_EXEC]), timeout=PATIENCE_SECONDS)
+    second = subscribe(v1.SubscribeRequest(kinds=[v1.KIND_EXEC]))
     ids.append(next(second).plan.stream_id)
     streams(2)
     answer = observer.ListSubscriptions(v1.ListSubscriptionsRequest())
@@ -114,8 +135,8 @@ def test_who_listens_to_what_is_listed(observer, v1, streams):
     streams(0)
 
 
-def test_a_stream_that_is_cancelled_leaves_nothing_attached(observer, v1, streams):
-    call = observer.Subscribe(v1.SubscribeRequest(kinds=[v1.KIND_EXEC, v1.KIND_EXIT]), timeout=PATIENCE_SECONDS)
+def test_a_stream_that_is_cancelled_leaves_nothing_attached(observer, subscribe, v1, streams):
+    call = subscribe(v1.SubscribeRequest(kinds=[v1.KIND_EXEC, v1.KIND_EXIT]))
     next(call)
     streams(1)
     call.cancel()

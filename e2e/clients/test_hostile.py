@@ -167,7 +167,7 @@ def test_a_port_scan(target, beside, listener):
     for _ in range(MANY):
         target.tcp(listener).close()
     node.wait_until(
-        lambda: target.metric("connections_refused_total") == before + MANY, PATIENCE_SECONDS, "each is counted"
+        lambda: target.metric("connections_refused_total") >= before + MANY, PATIENCE_SECONDS, "each is counted"
     )
     for _ in range(MANY):
         # With a reset in the place of an end.
@@ -182,7 +182,7 @@ def test_plain_text_where_tls_is_spoken(target, beside):
         plain.sendall(http2.PREFACE + http2.settings())
         # An alert.
         assert len(http2.until_closed(plain, PATIENCE_SECONDS)) < 16
-    node.wait_until(lambda: target.metric("tls_handshake_failures_total") == before + 1, PATIENCE_SECONDS, "it is counted")
+    node.wait_until(lambda: target.metric("tls_handshake_failures_total") >= before + 1, PATIENCE_SECONDS, "it is counted")
 
 
 def test_tls_where_plain_text_is_spoken(target, beside):
@@ -190,7 +190,7 @@ def test_tls_where_plain_text_is_spoken(target, beside):
     context = ssl._create_unverified_context()
     with target.tcp(PLAIN) as raw, pytest.raises((ssl.SSLError, ConnectionError)):
         context.wrap_socket(raw)
-    node.wait_until(lambda: target.metric("connections_refused_total") == before + 1, PATIENCE_SECONDS, "it is counted")
+    node.wait_until(lambda: target.metric("connections_refused_total") >= before + 1, PATIENCE_SECONDS, "it is counted")
 
 
 @both

@@ -128,10 +128,19 @@ def watching(plugin, namespace: str, *arguments: str, nodes: set[str] = frozense
     watch = Watch(*plugin("watch", "--kinds", "exec", "-o", "json", "-n", namespace, *arguments, kubeconfig=kubeconfig))
     try:
         wait_until(lambda: listening(plugin, namespace, set(nodes)), PATIENCE_SECONDS, f"streams from {nodes}: {watch.said}")
+        attached(plugin, namespace)
         yield watch
     finally:
         watch.process.kill()
         watch.process.wait()
+
+
+def attached(plugin, namespace: str) -> None:
+    """Waits until what those who listen to the namespace need is attached."""
+    # Whoever is told a plan knows that the kernel reports what was asked for before.
+    command, environment = plugin("watch", "--kinds", "exit", "-n", namespace, "--duration", "1s")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 0, done
 
 
 def listening(plugin, namespace: str, nodes: set[str]) -> bool:
@@ -189,6 +198,7 @@ def test_a_pod_that_starts_on_another_node_later_is_heard(kubectl, agents, shop,
     with watching(plugin, shop, "-l", "app=moving", nodes={first}) as watch:
         start(kubectl, sleeper(shop, "late", second, "moving"))
         wait_until(lambda: listening(plugin, shop, {first, second}), PATIENCE_SECONDS, "a stream from the other node")
+        attached(plugin, shop)
         run(kubectl, shop, "late", 5)
         watch.wait(lambda: watch.trues("late") == 5, "5 of the pod that came later")
         assert watch.stop() == 0
@@ -354,6 +364,7 @@ def test_a_template_is_for_each_event_of_all_nodes(kubectl, agents, shop, plugin
     watch = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: listening(plugin, shop, set(agents)), PATIENCE_SECONDS, "streams from all nodes")
+        attached(plugin, shop)
         for node in agents:
             kubectl("-n", shop, "exec", f"web-{node}", "--", "/bin/true", f"in-{node}")
         told, said = watch.communicate(timeout=PATIENCE_SECONDS)

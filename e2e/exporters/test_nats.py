@@ -49,13 +49,10 @@ class Server:
         """Everything of a subject, as somebody reads it who comes later."""
 
         async def read(stream):
+            info = await stream.stream_info("DINLE", subjects_filter=subject)
             subscription = await stream.subscribe(subject, ordered_consumer=True)
-            found = []
-            while True:
-                try:
-                    found.append(await subscription.next_msg(timeout=1))
-                except nats.errors.TimeoutError:
-                    return found
+            count = sum((info.state.subjects or {}).values())
+            return [await subscription.next_msg(timeout=PATIENCE_SECONDS) for _ in range(count)]
 
         return self.ask(read, **options)
 

@@ -209,6 +209,14 @@ impl Agent {
         answer.map(|answer| answer.into_inner().plan.expect("a plan"))
     }
 
+    /// Waits until what all who are listed need is attached: whoever is told a plan knows that the kernel reports what was asked for before.
+    pub fn settle(&self) {
+        drop(self.subscribe(v1::SubscribeRequest {
+            kinds: vec![v1::Kind::Exit.into()],
+            ..v1::SubscribeRequest::default()
+        }));
+    }
+
     /// Subscribes.
     pub fn subscribe(&self, request: v1::SubscribeRequest) -> Stream {
         self.try_subscribe(Window::Usual, request)

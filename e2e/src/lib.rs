@@ -10,5 +10,6 @@ pub mod cgroup;
 pub mod disk;
 pub mod patience;
 pub mod pods;
+pub mod skipped;
 pub mod stream;
 pub mod vm;

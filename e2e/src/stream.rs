@@ -1,6 +1,6 @@
 //! A subscriber that remembers all that it was sent.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use dinle_proto::v1::{
     self, EndReason, Event, Exec, Exit, Fork, Kind, KindBooks, LossStage, Process, event::Detail,
@@ -100,8 +100,16 @@ impl Stream {
     ///
     /// # Panics
     /// When it does not within [`patience`], or when the stream ends before.
-    pub fn until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + patience();
+    pub fn until(&mut self, what: &str, condition: impl FnMut(&Self) -> bool) {
+        self.after(Duration::ZERO, what, condition);
+    }
+
+    /// The same of what happens only once a time is over that somebody else keeps.
+    ///
+    /// # Panics
+    /// When it does not within that time and [`patience`], or when the stream ends before.
+    pub fn after(&mut self, time: Duration, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + time + patience();
         while !condition(self) {
             let more = self.read(what, deadline);
             assert!(

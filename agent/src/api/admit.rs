@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use dinle_proto::v1;
 use tokio::{
     task::AbortHandle,
@@ -115,13 +116,30 @@ impl Admission {
         let (Some(auth), Some(who)) = (auth, admitted.who) else {
             return Guard(None);
         };
-        let watch = watch(auth, who, grace, index, hub.clone(), listener.clone());
-        Guard(Some(tokio::spawn(watch).abort_handle()))
+        let who = Arc::new(ArcSwap::from_pointee(who));
+        let watch = watch(
+            auth,
+            who.clone(),
+            grace,
+            index,
+            hub.clone(),
+            listener.clone(),
+        );
+        Guard(Some((who, tokio::spawn(watch).abort_handle())))
     }
 }
 
-/// A look at permissions that ends when it is dropped.
-pub(super) struct Guard(Option<AbortHandle>);
+/// A look at permissions that ends when it is dropped. It is those of whoever has the stream now.
+pub(super) struct Guard(Option<(Arc<ArcSwap<Who>>, AbortHandle)>);
+
+impl Guard {
+    /// The same user has come again, with a token that may be another.
+    pub(super) fn follow(&self, admitted: &Admitted) {
+        if let (Some((who, _)), Some(now)) = (&self.0, &admitted.who) {
+            who.store(Arc::new(now.clone()));
+        }
+    }
+}
 
 #[cfg(test)]
 impl Guard {
@@ -133,7 +151,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(watch) = &self.0 {
+        if let Some((_, watch)) = &self.0 {
             watch.abort();
         }
     }
@@ -141,14 +159,14 @@ impl Drop for Guard {
 
 async fn watch(
     auth: Arc<Auth>,
-    who: Who,
+    who: Arc<ArcSwap<Who>>,
     grace: Duration,
     index: Index,
     hub: Hub,
     listener: Arc<Listener>,
 ) {
     // Those of this node itself may everything, always.
-    let Some(user) = who.identity().map(|identity| identity.user.clone()) else {
+    let Some(user) = who.load().identity().map(|identity| identity.user.clone()) else {
         return;
     };
     let mut failing: Option<Instant> = None;
@@ -159,8 +177,10 @@ async fn watch(
             () = more_namespaces(&index, &known) => (),
         }
         known = namespaces(&index);
+        let began = Instant::now();
+        let now = who.load_full();
         let again = async {
-            let who = match &who {
+            let who = match &*now {
                 Who::Bearer(token, _) => auth.review(token.clone(), true).await?,
                 who => who.clone(),
             };
@@ -180,9 +200,12 @@ async fn watch(
                 }
             }
             Err(Refusal::Denied(why)) => Withdrawn::Denied(why),
+            // Another one was shown meanwhile.
+            Err(Refusal::Unauthenticated(_)) if !Arc::ptr_eq(&now, &who.load()) => continue,
             Err(Refusal::Unauthenticated(why)) => Withdrawn::Unauthenticated(why),
             Err(Refusal::Unavailable(why)) => {
-                if failing.get_or_insert_with(Instant::now).elapsed() < grace {
+                // It may have taken a while until that was known.
+                if failing.get_or_insert(began).elapsed() < grace {
                     continue;
                 }
                 Withdrawn::Unknown(format!(

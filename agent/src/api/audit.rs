@@ -8,7 +8,7 @@ use dinle_proto::{
 };
 use tonic::Status;
 
-use super::admit::{Guard, ended};
+use super::admit::{Admitted, Guard, ended};
 use crate::{
     audit,
     hub::{Listener, Subscription, TooLate},
@@ -17,7 +17,7 @@ use crate::{
 /// A stream, from its beginning on. Dropping it tells how it ended.
 pub(super) struct Audited {
     subscription: Subscription,
-    _guard: Guard,
+    guard: Guard,
     began: Instant,
     bytes: u64,
     told_why: bool,
@@ -29,7 +29,7 @@ impl Audited {
         audit::begins(subscription.listener());
         Self {
             subscription,
-            _guard: guard,
+            guard,
             began: Instant::now(),
             bytes: 0,
             told_why: false,
@@ -42,9 +42,10 @@ impl Audited {
     }
 
     /// Goes on with another connection, and tells that.
-    pub(super) fn resume(&mut self, caller: &v1::Caller, received: u64) -> Result<(), TooLate> {
+    pub(super) fn resume(&mut self, admitted: &Admitted, received: u64) -> Result<(), TooLate> {
         self.subscription.resume(received)?;
-        audit::resumed(self.subscription.listener(), caller, received);
+        self.guard.follow(admitted);
+        audit::resumed(self.subscription.listener(), &admitted.caller, received);
         Ok(())
     }
 

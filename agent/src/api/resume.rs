@@ -18,7 +18,7 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::audit::Audited;
+use super::{admit::Admitted, audit::Audited};
 use crate::filter::Grant;
 
 /// How long the connection of before has to let go of a stream: it does as soon as it is looked at.
@@ -85,7 +85,7 @@ impl Streams {
     pub(super) async fn resume(
         &self,
         asked: &v1::Resume,
-        caller: &v1::Caller,
+        admitted: &Admitted,
         plan: impl FnOnce(&v1::SubscribeRequest, &Grant, u64) -> Result<v1::Plan, Status>,
     ) -> Result<Connection, Status> {
         let v1::Resume {
@@ -100,7 +100,7 @@ impl Streams {
         };
         let stream = self.lock().get(stream_id).cloned().ok_or_else(gone)?;
         // Nobody learns which streams there are.
-        if !stream.is_of(token, caller) {
+        if !stream.is_of(token, &admitted.caller) {
             return Err(gone());
         }
         stream.connection.send_modify(|connection| *connection += 1);
@@ -111,7 +111,7 @@ impl Streams {
         let audited = held.as_mut().ok_or_else(gone)?;
         let listener = audited.listener();
         let plan = plan(&listener.asked, &listener.grant(), *stream_id)?;
-        audited.resume(caller, *received).map_err(|_| {
+        audited.resume(admitted, *received).map_err(|_| {
             Status::out_of_range(format!(
                 "what came after message {received} of stream {stream_id} is not known any more; begin another one"
             ))

@@ -24,6 +24,8 @@ const AT_ONCE: usize = 8;
 const PACE: Duration = Duration::from_millis(100);
 /// How long the API server may take. Longer, and a stream's look at its permissions would come too late.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a question may wait for its turn: as long as the look of a stream may take, all in all. Whoever gives up before takes theirs back.
+const TURN: Duration = Duration::from_secs(30);
 
 /// Who answers: the API server, or a test.
 pub trait Reviews: Send + Sync + 'static {
@@ -63,6 +65,15 @@ impl Reviewer {
         }
     }
 
+    /// Connected already.
+    #[cfg(test)]
+    pub(super) fn connected(client: Client, audiences: Vec<String>) -> Self {
+        Self {
+            client: OnceCell::new_with(Some(client)),
+            ..Self::new(audiences)
+        }
+    }
+
     async fn client(&self) -> Result<Client, String> {
         let connect = || apiserver::connect(PATIENCE);
         self.client.get_or_try_init(connect).await.cloned()
@@ -74,7 +85,7 @@ impl Reviewer {
         places: &Arc<Semaphore>,
         answer: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, String> {
-        let place = timeout(PATIENCE, places.clone().acquire_owned()).await;
+        let place = timeout(TURN, places.clone().acquire_owned()).await;
         let place = place.map_err(|_| "too much is asked of it at once".to_owned())?;
         let answer = timeout(PATIENCE, answer).await;
         tokio::spawn(async move {

@@ -1,7 +1,7 @@
 //! What is decided, with answers that a test gives. The API server's own are asked for in a cluster.
 
 use std::sync::{
-    Mutex,
+    Arc, Mutex,
     atomic::{AtomicBool, AtomicUsize},
 };
 
@@ -188,6 +188,58 @@ async fn without_the_subresource_arguments_are_left_out() {
         "{notes:?}"
     );
     assert_eq!(notes.len(), 1);
+}
+
+#[tokio::test]
+async fn what_holds_everywhere_is_not_asked_of_each_namespace() {
+    let answers = answers(&[("", "tcp"), ("", "process"), ("shop", "process/args")]);
+    let auth = Auth::new(answers);
+    let known = ["bank", "shop"].map(str::to_owned).into();
+    let kinds = [EXEC, RESET].into_iter().collect();
+    let all = selector(&[], NO_HOST);
+    let who = Who::Certified(jane());
+    let verdict = auth.verdict(&who, &all, kinds, &known);
+    let Verdict { grant, notes } = verdict.await.expect("some");
+    assert!(grant.of(&of("shop")).args.contains(EXEC));
+    assert!(!grant.of(&of("bank")).args.contains(EXEC));
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert_eq!(
+        answers.asked.load(Ordering::Relaxed),
+        5,
+        "both sensors and the arguments of one, and these of each namespace"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_much_keeps_nobody_waiting_for_all_of_it() {
+    let cluster = Arc::new(fake::Cluster::default());
+    let known: BTreeSet<String> = (0..100).map(|number| format!("n{number}")).collect();
+    for namespace in &known {
+        cluster.allow(
+            "jane",
+            namespace,
+            &["process", "file", "tcp", "block", "drop"],
+        );
+    }
+    cluster.allow("joe", "", &["process", "process/args"]);
+    let auth = cluster.auth();
+    let all = selector(&[], NO_HOST);
+    let took = async |user: &str, kinds| {
+        let who = Who::Certified(Identity {
+            user: user.to_owned(),
+            ..Identity::default()
+        });
+        let began = tokio::time::Instant::now();
+        let verdict = auth.verdict(&who, &all, kinds, &known).await;
+        verdict.expect("all of it");
+        began.elapsed()
+    };
+    let (much, little) = tokio::join!(took("jane", all_kinds()), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        took("joe", [EXEC].into_iter().collect()).await
+    });
+    assert!(much > Duration::from_secs(8), "{much:?}");
+    assert!(little < Duration::from_secs(1), "{little:?}");
 }
 
 #[tokio::test]

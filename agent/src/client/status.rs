@@ -134,11 +134,14 @@ fn page(
         ("pods", source(pod_source.as_ref())),
         (
             "cgroups",
-            format!(
-                "{} known, {} reported on now",
-                text::thousands(u64::from(*cgroups)),
-                text::thousands(u64::from(*cgroups_in_scope))
-            ),
+            match budget {
+                Some(_) => format!(
+                    "{} known, {} reported on now",
+                    text::thousands(u64::from(*cgroups)),
+                    text::thousands(u64::from(*cgroups_in_scope))
+                ),
+                None => NONE.to_owned(),
+            },
         ),
         ("ring", format!("{} bytes", text::thousands(*ring_bytes))),
         ("cost", cost(budget.as_ref())),
@@ -147,15 +150,23 @@ fn page(
     writeln!(out)?;
     capabilities(kinds, look, out)?;
     writeln!(out)?;
-    print_programs(programs, look, out)?;
-    writeln!(out)?;
+    if budget.is_some() {
+        print_programs(programs, look, out)?;
+        writeln!(out)?;
+    }
     if subscriptions.is_empty() {
         writeln!(out, "nobody listens")?;
     } else {
         print_streams(subscriptions, now, look, out)?;
     }
     writeln!(out)?;
-    if losses.is_empty() {
+    if budget.is_none() {
+        // An agent always tells it to those who may know.
+        writeln!(
+            out,
+            "what the whole node costs and loses is told to those who may watch something in all namespaces"
+        )
+    } else if losses.is_empty() {
         writeln!(out, "nothing was lost")
     } else {
         print_losses(losses, look, out)
@@ -461,6 +472,7 @@ exec CLIENT_QUEUE 3
             }),
             // The clock was set back since.
             started: at(i64::from(u32::MAX)),
+            budget: Some(v1::Budget::default()),
             ..Default::default()
         };
         let page = printed(&status);
@@ -472,5 +484,22 @@ exec CLIENT_QUEUE 3
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }
+    }
+
+    #[test]
+    fn what_is_not_told_is_no_zero() {
+        let page = printed(&v1::GetStatusResponse::default());
+        for line in [
+            "pods     -",
+            "cgroups  -",
+            "cost     -",
+            "what the whole node costs and loses is told to those who may watch something in all namespaces",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+        }
+        assert!(
+            !page.contains("PROGRAM") && !page.contains("nothing was lost"),
+            "{page}"
+        );
     }
 }

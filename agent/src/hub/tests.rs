@@ -531,7 +531,9 @@ async fn time_and_shutdown_end_a_stream_through_the_reader() {
     let (first, second) = (timed.id(), endless.id());
     let reader = std::thread::spawn(move || {
         let mut ended = Vec::new();
+        let began = std::time::Instant::now();
         while ended.len() < 2 {
+            assert!(began.elapsed() < Duration::from_secs(30), "{ended:?}");
             for command in publisher.commands() {
                 if let Command::Finish(id, reason) = command {
                     publisher.finish(id, reason);

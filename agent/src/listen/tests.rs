@@ -1,4 +1,8 @@
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::{
@@ -194,8 +198,56 @@ async fn clients_are_who_their_certificates_say_and_others_are_refused() {
     // An alert and the end, or a reset.
     _ = plain.read_to_end(&mut answer).await;
     assert!(answer.len() < 16, "{answer:?}");
-    while tls.handshake_failures() < 3 {
-        tokio::task::yield_now().await;
+    soon("each is counted", || tls.handshake_failures() >= 3).await;
+}
+
+/// What a client says first that speaks TLS 1.`minor` at most (RFC 5246, section 7.4.1.2).
+fn hello(minor: u8) -> Vec<u8> {
+    let version = [3, minor + 1];
+    // ECDSA with SHA-256 and P-256, X25519, and points that are not compressed.
+    let extensions = [
+        0, 13, 0, 4, 0, 2, 4, 3, 0, 10, 0, 4, 0, 2, 0, 29, 0, 11, 0, 2, 1, 0,
+    ];
+    let random = [7; 32];
+    // No session, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, and no compression.
+    let suites = [0, 0, 2, 0xc0, 0x2b, 1, 0];
+    let length = [0, extensions.len() as u8];
+    let body = [&version[..], &random, &suites, &length, &extensions].concat();
+    let message = [&[1, 0, 0, body.len() as u8], &body[..]].concat();
+    [&[22, 3, 1, 0, message.len() as u8], &message[..]].concat()
+}
+
+#[tokio::test]
+async fn tls_is_spoken_from_its_version_1_2_on() {
+    let dir = TempDir::new().expect("a directory");
+    let authority = Authority::new("ours");
+    let tls =
+        State::open(files(dir.path(), &authority.sign("agent", &[]), None)).expect("certificates");
+    let address = serve(&tls).await;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .expect("a version")
+            .with_root_certificates(authority.roots())
+            .with_no_client_auth();
+        let mut stream = connect_as(address, Arc::new(config)).await.expect("let in");
+        assert_eq!(line(&mut stream).await.expect("a line"), "nobody");
+        let spoken = stream.get_ref().1.protocol_version();
+        assert_eq!(spoken, Some(version.version));
+    }
+    let answer = async |minor| {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(&hello(minor)).await.expect("written");
+        let mut answer = [0; 7];
+        let read = timeout(HANDSHAKE / 2, stream.read_exact(&mut answer)).await;
+        read.expect("at once").expect("an answer");
+        answer
+    };
+    // A handshake goes on, or there is a fatal alert: protocol_version.
+    assert_eq!(answer(2).await[0], 22);
+    for old in [0, 1] {
+        assert_eq!(answer(old).await[..], [21, 3, 3, 0, 2, 2, 70]);
     }
 }
 
@@ -296,8 +348,23 @@ async fn who_says_nothing_keeps_nobody_waiting() {
         "nobody"
     );
     // Of those the first had to go, and was told so.
-    let mut first = silent.remove(0);
-    assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0);
+    goes(&mut silent[0]).await;
+}
+
+/// The listener ends it, and before its time to begin is over.
+async fn goes(silent: &mut TcpStream) {
+    let read = timeout(HANDSHAKE / 2, silent.read(&mut [0])).await;
+    assert_eq!(read.expect("it has to go at once").unwrap_or(0), 0);
+}
+
+/// Waits for something that nobody tells of.
+async fn soon(what: &str, condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(30), wait).await.expect(what);
 }
 
 /// A listener in plain text, its address and its counts.
@@ -339,13 +406,10 @@ async fn in_plain_text_too_who_does_not_begin_goes() {
     let mut said = [0; PREFACE.len() + 4];
     connection.read_exact(&mut said).await.expect("all of it");
     assert_eq!(said, *[&PREFACE[..], b"more"].concat());
-    let mut first = silent.remove(0);
-    assert_eq!(first.read(&mut [0]).await.unwrap_or(0), 0);
+    goes(&mut silent[0]).await;
     // Those that waited have their time, and go.
     drop(silent);
-    while counts.open() > 1 {
-        tokio::task::yield_now().await;
-    }
+    soon("those that waited are gone", || counts.open() <= 1).await;
     assert_eq!(counts.refused(), HANDSHAKES as u64 + 50);
     drop(connection);
     assert_eq!(counts.open(), 0);
@@ -370,9 +434,7 @@ async fn who_says_something_else_is_told_what_this_is() {
     );
     // The beginning of a ClientHello.
     assert_eq!(answer(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]).await, "");
-    while counts.open() > 0 {
-        tokio::task::yield_now().await;
-    }
+    soon("both are gone", || counts.open() == 0).await;
     assert_eq!(counts.refused(), 2);
 }
 
@@ -484,9 +546,12 @@ async fn a_socket_is_for_those_who_may_open_it_and_leaves_nothing() {
     let address: Address = format!("unix:{}", path.display())
         .parse()
         .expect("an address");
+    // Only root may give it to a group that is not its own.
+    let own = fs::metadata("/proc/self").expect("this process");
+    let group = if own.uid() == 0 { 4242 } else { own.gid() };
     let access = Access {
         mode: 0o640,
-        group: None,
+        group: Some(group),
     };
     // One that nobody listens at any more.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
@@ -501,6 +566,7 @@ async fn a_socket_is_for_those_who_may_open_it_and_leaves_nothing() {
             & 0o777,
         0o640
     );
+    assert_eq!(fs::metadata(&path).expect("a socket").gid(), group);
     let taken = Listener::bind(&address, access, None)
         .await
         .err()
@@ -514,16 +580,12 @@ async fn a_socket_is_for_those_who_may_open_it_and_leaves_nothing() {
         .await
         .expect("a connection")
         .expect("it is fine");
-    let own = PeerAddress::Unix(
-        fs::metadata("/proc/self")
-            .ok()
-            .map(|own| std::os::unix::fs::MetadataExt::uid(&own)),
+    assert_eq!(
+        connection.connect_info().address,
+        PeerAddress::Unix(Some(own.uid()))
     );
-    assert_eq!(connection.connect_info().address, own);
     drop(incoming);
-    while path.exists() {
-        tokio::task::yield_now().await;
-    }
+    soon("the socket is gone", || !path.exists()).await;
     // Nobody can say whether anybody listens there.
     let odd = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
     let refused = Listener::bind(&address, access, None).await.err();

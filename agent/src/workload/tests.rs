@@ -633,9 +633,13 @@ async fn the_index_is_bounded() {
 async fn no_source_is_synced_at_once() {
     let index = Index::new("n1");
     let source = tokio::spawn(run(Source::None, index.clone(), "n1".to_owned()));
-    while !index.status().synced {
-        tokio::task::yield_now().await;
-    }
+    let synced = async {
+        while !index.status().synced {
+            tokio::task::yield_now().await;
+        }
+    };
+    let synced = tokio::time::timeout(Duration::from_secs(30), synced).await;
+    synced.expect("it is synced");
     let expected = v1::PodSource {
         name: "none".to_owned(),
         synced: true,

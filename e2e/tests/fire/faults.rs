@@ -314,6 +314,7 @@ fn a_client_goes_on_with_the_next_agent_when_one_is_killed_under_load_and_says_w
     eventually("the client has subscribed", || {
         lab.agent.status().subscriptions.len() == 2
     });
+    lab.agent.settle();
     lab.app.succeed(act(["any", "first"]));
     eventually("the client hears", || client.out().contains("first"));
     opens.go();

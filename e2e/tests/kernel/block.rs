@@ -13,6 +13,7 @@ use dinle_e2e::{
     cgroup::{self, Cgroup},
     disk::Loop,
     patience::eventually,
+    skipped::skipped,
     stream::{Book, Stream},
 };
 use dinle_ebpf::block::SUMS_MAX;
@@ -57,7 +58,9 @@ impl Disk {
                 own: Some(own),
             }),
             Err(error) => {
-                eprintln!("not tested: there is no disk to test with (loop devices: {error})");
+                skipped(&format!(
+                    "there is no disk to test with (loop devices: {error})"
+                ));
                 None
             }
         }
@@ -239,7 +242,7 @@ fn each_request_is_told_once_with_its_size_and_times() {
 fn a_flush_and_a_write_through_are_told_as_the_process_asks_for_them() {
     let Some(disk) = Disk::new() else { return };
     if !disk.has_cache() {
-        eprintln!("not tested: {} has no cache to write out", disk.name);
+        skipped(&format!("{} has no cache to write out", disk.name));
         return;
     }
     let lab = Lab::of("process,block");
@@ -357,7 +360,7 @@ fn what_fails_is_told_with_its_error() {
     backing.set_len(3 * 4096).unwrap();
     let (pid, code, _) = disk.try_act(&lab.app, "direct", &["read", "9", "4096"]);
     if code == 0 {
-        eprintln!("not tested: this kernel reads zeros where there is nothing");
+        skipped("this kernel reads zeros where there is nothing");
         return;
     }
     assert_eq!(code, libc::EIO);
@@ -380,7 +383,7 @@ fn a_discard_is_told() {
     let mut stream = lab.agent.subscribe(requests());
     let (pid, code, _) = disk.try_act(&lab.app, "direct", &["discard", "3", "65536"]);
     if code == libc::EOPNOTSUPP {
-        eprintln!("not tested: {} cannot discard", disk.name);
+        skipped(&format!("{} cannot discard", disk.name));
         return;
     }
     assert_eq!(code, 0);
@@ -525,8 +528,22 @@ fn sums_that_find_no_room_are_told() {
     );
 }
 
+/// Controllers that nobody used below the root before. Nobody does again when it is dropped, which has to be after all cgroups that do.
+#[derive(Default)]
+struct Taken(Vec<String>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let control = cgroup::root().join("cgroup.subtree_control");
+        for controller in &self.0 {
+            // Somebody else may use it by now.
+            _ = fs::write(&control, format!("-{controller}"));
+        }
+    }
+}
+
 /// Lets the controllers be used in a cgroup and all above it. `false` if they are not cgroup v2's.
-fn delegate(cgroup: &Cgroup, controllers: &str) -> bool {
+fn delegate(cgroup: &Cgroup, controllers: &str, taken: &mut Taken) -> bool {
     let root = cgroup::root();
     let has = fs::read_to_string(root.join("cgroup.controllers")).unwrap();
     if !controllers
@@ -535,6 +552,11 @@ fn delegate(cgroup: &Cgroup, controllers: &str) -> bool {
     {
         return false;
     }
+    let used = fs::read_to_string(root.join("cgroup.subtree_control")).unwrap();
+    let new = controllers.split(' ').map(|one| one[1..].to_owned());
+    taken
+        .0
+        .extend(new.filter(|one| used.split_whitespace().all(|used| used != one)));
     let below = cgroup.path.strip_prefix(&root).unwrap();
     let mut at = root.clone();
     for part in below.parent().unwrap().components() {
@@ -548,9 +570,10 @@ fn delegate(cgroup: &Cgroup, controllers: &str) -> bool {
 #[test]
 fn what_is_written_back_is_the_pods_whoever_writes_it() {
     let Some(disk) = Disk::new() else { return };
+    let mut taken = Taken::default();
     let lab = Lab::of("process,block");
-    if !delegate(&lab.app, "+io +memory") {
-        eprintln!("not tested: the controllers `io` and `memory` are not those of cgroup v2");
+    if !delegate(&lab.app, "+io +memory", &mut taken) {
+        skipped("the controllers `io` and `memory` are not those of cgroup v2");
         return;
     }
     let mut stream = lab.agent.subscribe(requests());

@@ -7,6 +7,7 @@ use std::{
 
 use dinle_e2e::{
     act::act,
+    skipped::skipped,
     stream::{Book, Stream},
 };
 use dinle_proto::v1::{EndReason, Kind, LossStage, Resume, SubscribeRequest};
@@ -33,9 +34,9 @@ impl Clock {
                 right: SystemTime::now(),
             });
         }
-        eprintln!(
-            "skipped: the clock of this machine is not the test's own; `vm --only clock::` runs it in one that is, with {MAY}=1"
-        );
+        skipped(&format!(
+            "the clock of this machine is not the test's own; `vm --only clock::` runs it in one that is, with {MAY}=1"
+        ));
         None
     }
 

@@ -10,6 +10,7 @@ use std::{fs, path::Path};
 use dinle_e2e::{
     act::{act, act_path, copy},
     agent::temporary,
+    skipped::skipped,
     stream::Stream,
 };
 use dinle_proto::v1::{
@@ -257,7 +258,7 @@ fn what_io_uring_does_is_seen_or_named_as_unseen() {
     );
     match files.act(&["uring-open", &a, RDONLY]) {
         0 => {}
-        error => return println!("skipped: no io_uring here (error {error})"),
+        error => return skipped(&format!("no io_uring here (error {error})")),
     }
     // Before 5.11 io_uring does not unlink.
     let deletes =

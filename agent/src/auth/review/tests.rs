@@ -21,11 +21,10 @@ type Bad = Box<dyn FnOnce(Answer) + Send>;
 fn reviewer() -> (Reviewer, Handle<Request<RequestBody>, Response<Body>>) {
     let (service, handle) = pair();
     let client = Client::new(service.map_response(apiserver::bounded), "default");
-    let reviewer = Reviewer {
-        client: OnceCell::new_with(Some(client)),
-        ..Reviewer::new(vec![AUDIENCE.to_owned()])
-    };
-    (reviewer, handle)
+    (
+        Reviewer::connected(client, vec![AUDIENCE.to_owned()]),
+        handle,
+    )
 }
 
 fn text(code: u16, body: impl Into<Body>) -> Bad {
@@ -209,4 +208,130 @@ async fn no_bad_answer_lets_anybody_do_anything() {
         good(server.next_request().await.expect("it asks").1);
     });
     assert_eq!(answer, Ok(true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_is_all_that_is_known_of_them() {
+    let (reviewer, mut server) = reviewer();
+    let identity = Identity {
+        user: "jane".to_owned(),
+        uid: "u1".to_owned(),
+        groups: vec!["dev".to_owned(), "system:authenticated".to_owned()],
+        extra: [("scopes".to_owned(), vec!["a".to_owned(), "b".to_owned()])].into(),
+    };
+    let nobody = Identity {
+        user: "joe".to_owned(),
+        ..Identity::default()
+    };
+    let question = |namespace: &str, resource, args| Question {
+        namespace: namespace.to_owned(),
+        resource,
+        args,
+    };
+    let all = json!({
+        "user": "jane", "uid": "u1", "groups": ["dev", "system:authenticated"], "extra": {"scopes": ["a", "b"]},
+        "resourceAttributes": {"namespace": "shop", "group": "dinle.dev", "resource": "process", "subresource": "args", "verb": "watch"},
+    });
+    let least = json!({
+        "user": "joe", "groups": [], "extra": {},
+        "resourceAttributes": {"group": "dinle.dev", "resource": "subscriptions", "verb": "list"},
+    });
+    let asked = [
+        (&identity, question("shop", "process", true), all),
+        (&nobody, question("", "subscriptions", false), least),
+    ];
+    for (identity, question, spec) in asked {
+        let (answer, body) = tokio::join!(reviewer.may(identity, &question), async {
+            let (request, answer) = server.next_request().await.expect("it asks");
+            review(
+                "authorization",
+                "SubjectAccessReview",
+                &json!({"allowed": true}),
+            )(answer);
+            request.into_body().collect_bytes().await.expect("a body")
+        });
+        assert_eq!(answer, Ok(true));
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(body["spec"], spec);
+        assert_eq!(body["kind"], "SubjectAccessReview");
+    }
+    let (_, body) = tokio::join!(reviewer.token("jane's", false), async {
+        let (request, answer) = server.next_request().await.expect("it asks");
+        review("authentication", "TokenReview", &Value::Null)(answer);
+        request.into_body().collect_bytes().await.expect("a body")
+    });
+    let body: Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(
+        body["spec"],
+        json!({"token": "jane's", "audiences": [AUDIENCE]})
+    );
+}
+
+/// One that may do everything, and answers at once, but about no token.
+fn busy() -> Reviewer {
+    let service = tower::service_fn(|request: Request<RequestBody>| async move {
+        if request.uri().path().ends_with("/tokenreviews") {
+            std::future::pending::<()>().await;
+        }
+        let yes = json!({
+            "kind": "SubjectAccessReview", "apiVersion": "authorization.k8s.io/v1", "metadata": {}, "spec": {}, "status": {"allowed": true}
+        });
+        let response = Response::builder().status(201);
+        Ok::<_, io::Error>(
+            response
+                .body(Body::from(yes.to_string()))
+                .expect("a response"),
+        )
+    });
+    let client = Client::new(service.map_response(apiserver::bounded), "default");
+    Reviewer::connected(client, vec![AUDIENCE.to_owned()])
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_so_much_is_asked_in_a_second_and_whoever_waits_gets_an_answer() {
+    let reviewer = busy();
+    let jane = Identity::default();
+    let questions: Vec<Question> = (0..1000)
+        .map(|number| Question {
+            namespace: format!("n{number}"),
+            resource: "process",
+            args: false,
+        })
+        .collect();
+    let began = tokio::time::Instant::now();
+    let each = questions
+        .iter()
+        .map(|question| reviewer.may(&jane, question));
+    let answers = futures::future::join_all(each).await;
+    assert!(answers.iter().all(|answer| *answer == Ok(true)));
+    // The last eight need not wait for their own place to be free again.
+    let least = PACE * (1000 / AT_ONCE as u32 - 1);
+    let took = began.elapsed();
+    assert!(took >= least && took < 2 * least, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_keep_nobody_waiting_who_is_known() {
+    let reviewer = Arc::new(busy());
+    for number in 0..10 * AT_ONCE {
+        let reviewer = reviewer.clone();
+        tokio::spawn(async move { reviewer.token(&format!("false {number}"), false).await });
+    }
+    sleep(PACE).await;
+    assert_eq!(reviewer.strangers.available_permits(), 0);
+    let question = Question {
+        namespace: "shop".to_owned(),
+        resource: "process",
+        args: false,
+    };
+    let jane = Identity::default();
+    let answer = timeout(PACE, reviewer.may(&jane, &question)).await;
+    assert_eq!(answer, Ok(Ok(true)));
+    // It is asked about at once, and there is no answer to that here.
+    let known = timeout(PATIENCE - PACE, reviewer.token("jane's", true));
+    let (known, ()) = tokio::join!(known, async {
+        sleep(2 * PACE).await;
+        assert_eq!(reviewer.places.available_permits(), AT_ONCE - 1);
+    });
+    assert!(known.is_err());
 }

@@ -89,12 +89,16 @@ async fn what_may_not_be_told_is_neither_told_nor_asked_of_the_kernel() {
         }
         (subscription.withdrawn(), subscription.ended(), last)
     });
-    let command = loop {
-        if let Some(command) = publisher.commands().pop() {
-            break command;
+    let command = async {
+        loop {
+            if let Some(command) = publisher.commands().pop() {
+                return command;
+            }
+            tokio::task::yield_now().await;
         }
-        tokio::task::yield_now().await;
     };
+    let command = tokio::time::timeout(Duration::from_secs(30), command).await;
+    let command = command.expect("a command");
     let Command::Finish(id, reason) = command else {
         panic!("{command:?}");
     };

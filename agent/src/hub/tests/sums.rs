@@ -143,9 +143,10 @@ async fn snapshots_come_at_the_interval_that_each_stream_asked_for() {
             },
         ),
     );
-    publisher.refresh();
+    // The first intervals begin after this, and a quarter of one is left for that.
     let begin = Instant::now();
-    // Half an interval at a time, and a little more than the time that this takes.
+    publisher.refresh();
+    // Half an interval at a time.
     for half in 1..=21 {
         add(&mut publisher, &row(7, "sda", 1, 0));
         publisher.tell_sums(begin + half * INTERVAL / 2 + INTERVAL / 4);
