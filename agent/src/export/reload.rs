@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     Context, Spec, Unusable,
     config::{Receiver, Signal},
-    counters::Counters,
+    counters::{Cause, Counters},
     prometheus::{Scraped, Scrapes},
     read,
     run::{self, LAST},
@@ -51,7 +51,10 @@ impl Running {
         // Its last try may be under way.
         if timeout(2 * LAST, &mut self.task).await.is_err() {
             self.task.abort();
+            // Until it is gone it counts.
+            _ = timeout(LAST, &mut self.task).await;
         }
+        self.counters.closed(Cause::Ended);
         self.counters
     }
 }

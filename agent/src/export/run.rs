@@ -429,9 +429,13 @@ impl Exporter {
         let mut wait = AGAIN;
         let mut stop = self.stop.clone();
         loop {
+            // A sink that fails at once would come first for ever.
+            let late = self
+                .deadline
+                .is_some_and(|deadline| deadline <= Instant::now());
             let sent = tokio::select! {
                 biased;
-                sent = self.sink.send() => sent,
+                sent = self.sink.send(), if !late => sent,
                 deadline = over(stop.clone(), self.deadline) => {
                     self.deadline = Some(deadline);
                     Err(Failure::never(Cause::Ended, "the exporter ended first"))

@@ -43,12 +43,19 @@ impl Stage {
 
     /// Begins the exporter of a file, and waits until it listens.
     async fn begin(&mut self, path: &Path) -> (Arc<Counters>, watch::Sender<bool>, JoinHandle<()>) {
+        self.begin_with(&format!("file: {{path: {}}}", path.display()))
+            .await
+    }
+
+    async fn begin_with(
+        &mut self,
+        receiver: &str,
+    ) -> (Arc<Counters>, watch::Sender<bool>, JoinHandle<()>) {
         let text = format!(
-            "exporters:\n- name: audit\n  kinds: [exec]\n  queue_bytes: 64KiB\n  file: {{path: {}}}\n",
-            path.display()
+            "exporters:\n- name: audit\n  kinds: [exec]\n  queue_bytes: 64KiB\n  {receiver}\n"
         );
         let specs = parse(&text, &self.context.limits).expect("a good file");
-        let counters = Arc::new(Counters::new("audit", "file"));
+        let counters = Arc::new(Counters::new("audit", specs[0].receiver.name()));
         let stop = watch::Sender::new(false);
         let task = tokio::spawn(run(
             specs[0].clone(),
@@ -189,6 +196,37 @@ async fn an_exporter_whose_receiver_never_comes_back_ends_all_the_same() {
     stage.end(&stop, task).await;
     assert_eq!((counters.events(), counters.waiting()), (0, 0));
     assert_eq!(dropped(&counters, Cause::Ended), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_whose_receiver_fails_at_once_ends_all_the_same() {
+    let mut stage = Stage::new();
+    let (counters, stop, task) = stage
+        .begin_with("otlp: {endpoint: 'http://localhost:1', headers_file: /none}")
+        .await;
+    stage.publish(10);
+    until(|| !counters.up()).await;
+    stage.end(&stop, task).await;
+    assert_eq!((counters.events(), counters.waiting()), (0, 0));
+    assert_eq!(dropped(&counters, Cause::Ended), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_had_that_was_cut_is_counted() {
+    let mut stage = Stage::new();
+    let place = stage.directory.path().join("place");
+    std::fs::write(&place, "").expect("a file");
+    let (counters, _stop, task) = stage.begin(&place.join("audit.jsonl")).await;
+    stage.publish(10);
+    until(|| !counters.up()).await;
+    // These stay in the queue, and of those some find no room there.
+    stage.publish(1000);
+    task.abort();
+    _ = task.await;
+    counters.closed(Cause::Ended);
+    assert_eq!((counters.events(), counters.waiting()), (0, 0));
+    let all: u64 = counters.drops().map(|(_, count)| count).sum();
+    assert_eq!(all, 1010);
 }
 
 #[tokio::test(flavor = "multi_thread")]
