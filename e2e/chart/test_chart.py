@@ -125,6 +125,13 @@ def test_the_grace_period_is_longer_than_the_drain():
     assert f"Streams get {drain} seconds" in told and f"exporters {exporters} to bring" in told
 
 
+def test_exporters_may_have_each_kind():
+    contract = "".join(path.read_text() for path in (ROOT / "proto/dinle/v1").glob("*.proto"))
+    kinds = {name.lower() for name in re.findall(r"^  KIND_(\w+) = [1-9]", contract, re.MULTILINE)}
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(schema["properties"]["exporters"]["items"]["properties"]["kinds"]["items"]["enum"]) == kinds
+
+
 def test_ports_are_those_that_the_agent_and_its_clients_take_by_default():
     grpc, http = (
         found(r'default_value = "127.0.0.1:(\d+)",\s*env = "DINLE_LISTEN"'),
