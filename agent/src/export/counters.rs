@@ -154,10 +154,10 @@ impl Counters {
         self.waiting.fetch_add(events, Ordering::Relaxed);
     }
 
+    /// The receiver has these.
     pub(super) fn exported(&self, events: u64, bytes: u64) {
         self.counted(events);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.succeeded();
     }
 
     /// Events that are in sums now.
@@ -172,7 +172,8 @@ impl Counters {
         self.succeeded();
     }
 
-    fn succeeded(&self) {
+    /// The last attempt was well.
+    pub(super) fn succeeded(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |since| since.as_secs());
         self.last_success.store(now, Ordering::Relaxed);

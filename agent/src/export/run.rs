@@ -47,8 +47,8 @@ pub(super) const LAST: Duration = Duration::from_secs(3);
 pub(super) struct Sent {
     pub(super) events: u64,
     pub(super) bytes: u64,
-    /// Of the events, those that it took only to throw away, and why.
-    pub(super) refused: Option<(u64, String)>,
+    /// Of the events, those that it took only to throw away or will never take, and why.
+    pub(super) refused: Vec<(Cause, u64, String)>,
 }
 
 /// Why a receiver did not take something.
@@ -76,6 +76,27 @@ impl Failure {
             again: None,
         }
     }
+}
+
+/// Events that cannot be brought into the form that a receiver takes, and why.
+#[derive(Debug)]
+pub(super) struct Unwritable {
+    pub(super) events: u64,
+    pub(super) error: anyhow::Error,
+}
+
+/// Takes each of the events. Those that cannot be written are left out.
+pub(super) fn each(
+    events: &[v1::Event],
+    mut take: impl FnMut(&v1::Event) -> anyhow::Result<()>,
+) -> Result<(), Unwritable> {
+    let mut bad = None;
+    for event in events {
+        if let Err(error) = take(event) {
+            bad.get_or_insert(Unwritable { events: 0, error }).events += 1;
+        }
+    }
+    bad.map_or(Ok(()), Err)
 }
 
 /// Where messages go, and those that are on their way.
@@ -108,7 +129,7 @@ impl Sink {
         })
     }
 
-    fn take(&mut self, message: Message) -> anyhow::Result<()> {
+    fn take(&mut self, message: Message) -> Result<(), Unwritable> {
         match self {
             Self::Lines(lines) => lines.take(message),
             Self::Logs(logs) => logs.take(message),
@@ -150,21 +171,17 @@ impl Sink {
             Self::Lines(lines) => lines.send().await,
             Self::Logs(logs) => logs.send().await,
             Self::Nats(nats) => nats.send().await,
-            Self::Series(_) => Ok(Sent {
-                events: 0,
-                bytes: 0,
-                refused: None,
-            }),
+            Self::Series(_) => Ok(Sent::default()),
         }
     }
 
-    /// Returns how many events were given up, and how many the receiver has taken before.
-    fn discard(&mut self) -> (u64, u64) {
+    /// Gives up what it could not send last, or everything. Returns how many events those were, and what the receiver has taken before.
+    fn discard(&mut self, everything: bool) -> (u64, Sent) {
         match self {
-            Self::Lines(lines) => lines.discard(),
-            Self::Logs(logs) => logs.discard(),
+            Self::Lines(lines) => (lines.discard(), Sent::default()),
+            Self::Logs(logs) => logs.discard(everything),
             Self::Nats(nats) => nats.discard(),
-            Self::Series(_) => (0, 0),
+            Self::Series(_) => (0, Sent::default()),
         }
     }
 
@@ -403,8 +420,9 @@ impl Exporter {
             }
         };
         self.counters.took(events as u64);
-        if let Err(error) = self.sink.take(message) {
-            tracing::error!(exporter = self.name, "{error:#}");
+        if let Err(Unwritable { events, error }) = self.sink.take(message) {
+            tracing::error!(exporter = self.name, events, "{error:#}");
+            self.counters.dropped(Cause::Refused, events);
         }
         if let Sink::Series(_) = self.sink {
             self.counters.counted(events as u64);
@@ -452,9 +470,10 @@ impl Exporter {
             } = failure;
             let Some(after) = again else {
                 self.counters.failed(cause);
-                let (events, taken) = self.sink.discard();
+                let over = cause == Cause::Ended;
+                let (events, taken) = self.sink.discard(over);
                 self.counters.dropped(cause, events);
-                self.counters.counted(taken);
+                self.account(taken);
                 tracing::error!(
                     exporter = self.name,
                     cause = cause.name(),
@@ -462,7 +481,11 @@ impl Exporter {
                     events,
                     "events are dropped"
                 );
-                return;
+                if over || self.sink.is_empty() {
+                    return;
+                }
+                wait = AGAIN;
+                continue;
             };
             self.counters.failed(cause);
             if self
@@ -498,25 +521,32 @@ impl Exporter {
         }
     }
 
-    fn succeeded(&mut self, sent: Sent) {
+    /// Counts what was taken.
+    fn account(&self, sent: Sent) {
         let Sent {
-            events,
+            mut events,
             bytes,
             refused,
         } = sent;
-        if let Some((refused, problem)) = refused {
+        for (cause, refused, problem) in refused {
+            // A receiver may say anything.
+            let refused = refused.min(events);
             tracing::error!(
                 exporter = self.name,
+                cause = cause.name(),
                 events = refused,
                 problem,
                 "the receiver throws events away"
             );
-            self.counters.dropped(Cause::Refused, refused);
-            self.counters
-                .exported(events.saturating_sub(refused), bytes);
-        } else {
-            self.counters.exported(events, bytes);
+            self.counters.dropped(cause, refused);
+            events -= refused;
         }
+        self.counters.exported(events, bytes);
+    }
+
+    fn succeeded(&mut self, sent: Sent) {
+        self.account(sent);
+        self.counters.succeeded();
         self.overflowed();
         if let Some((cause, lost)) = self.failing.take() {
             tracing::info!(

@@ -3,7 +3,13 @@
 use std::time::{Duration, Instant};
 
 use dinle_proto::v1;
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::sleep,
+};
 
 use super::{run::run, *};
 use crate::hub::{self, Publisher, encode_name};
@@ -43,7 +49,8 @@ impl Stage {
 
     /// Begins the exporter of a file, and waits until it listens.
     async fn begin(&mut self, path: &Path) -> (Arc<Counters>, watch::Sender<bool>, JoinHandle<()>) {
-        self.begin_with(&format!("file: {{path: {}}}", path.display()))
+        let path = path.display();
+        self.begin_with(&format!("queue_bytes: 64KiB\n  file: {{path: {path}}}"))
             .await
     }
 
@@ -52,7 +59,7 @@ impl Stage {
         receiver: &str,
     ) -> (Arc<Counters>, watch::Sender<bool>, JoinHandle<()>) {
         let text = format!(
-            "exporters:\n- name: audit\n  kinds: [exec]\n  queue_bytes: 64KiB\n  {receiver}\n"
+            "exporters:\n- name: audit\n  kinds: [exec]\n  {receiver}\n"
         );
         let specs = parse(&text, &self.context.limits).expect("a good file");
         let counters = Arc::new(Counters::new("audit", specs[0].receiver.name()));
@@ -227,6 +234,50 @@ async fn what_one_had_that_was_cut_is_counted() {
     assert_eq!((counters.events(), counters.waiting()), (0, 0));
     let all: u64 = counters.drops().map(|(_, count)| count).sum();
     assert_eq!(all, 1010);
+}
+
+/// Answers each request of HTTP with the next of the statuses, and then with the last one.
+async fn collector(statuses: &'static [&'static str]) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let mut statuses = statuses.iter();
+        let mut status = "200 OK";
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut stream = BufReader::new(stream);
+            let (mut line, mut length) = (String::new(), 0);
+            while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
+                if let Some(value) = line.strip_prefix("content-length: ") {
+                    length = value.trim().parse().expect("a length");
+                }
+                if line == "\r\n" {
+                    let mut body = vec![0; length];
+                    stream.read_exact(&mut body).await.expect("a body");
+                    status = statuses.next().copied().unwrap_or(status);
+                    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                    stream.write_all(answer.as_bytes()).await.expect("sent");
+                }
+                line.clear();
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_a_collector_refuses_costs_itself_alone() {
+    let mut stage = Stage::new();
+    let address = collector(&["400 Bad Request", "200 OK"]).await;
+    let (counters, stop, task) = stage
+        .begin_with(&format!(
+            "otlp: {{endpoint: 'http://{address}', protocol: http}}"
+        ))
+        .await;
+    stage.publish(600);
+    until(|| counters.events() == 88).await;
+    stage.end(&stop, task).await;
+    assert_eq!(dropped(&counters, Cause::Refused), 512);
+    assert_eq!((counters.events(), counters.waiting()), (88, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
