@@ -39,6 +39,8 @@ const LINGER: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_millis(500);
 /// …up to this: what comes back is noticed within half a minute.
 const AGAIN_MAX: Duration = Duration::from_secs(30);
+/// What a receiver may ask for at most.
+const ASKED_MAX: Duration = Duration::from_secs(300);
 /// How long an exporter that is told to end tries to bring what it has.
 pub(super) const LAST: Duration = Duration::from_secs(3);
 
@@ -235,11 +237,31 @@ pub(super) async fn run(
     {
         exporter.follow(subscription).await;
     }
-    if let Some(pushing) = pushing {
-        pushing.abort();
+    if let Some(mut pushing) = pushing {
+        last.send_replace(true);
+        let deadline = exporter.deadline.unwrap_or_else(|| Instant::now() + LAST);
+        if timeout_at(deadline, &mut pushing).await.is_err() {
+            pushing.abort();
+            _ = pushing.await;
+        }
     }
+    let cause = exporter.failing.map_or(Cause::Slow, |(cause, _)| cause);
+    exporter.counters.closed(cause);
     // It may wait for a disk.
     _ = tokio::task::spawn_blocking(move || drop(exporter)).await;
+}
+
+/// Until the next try: what the receiver asks for, or our own wait if that is longer, and a part of that by chance, so that not all nodes come
+/// at once.
+fn pause(asked: Duration, wait: Duration, chance: f64) -> Duration {
+    asked.min(ASKED_MAX).max(wait) + wait.mul_f64(chance / 2.0)
+}
+
+/// From 0 to 1.
+fn chance() -> f64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    // Each has another key.
+    RandomState::new().hash_one(()) as f64 / u64::MAX as f64
 }
 
 /// Comes back when the exporter is to end.
@@ -503,7 +525,7 @@ impl Exporter {
                 self.failing = Some((cause, lost));
             }
             self.overflowed();
-            let pause = Instant::now() + after.max(wait).min(AGAIN_MAX);
+            let pause = Instant::now() + pause(after, wait, chance());
             wait = (2 * wait).min(AGAIN_MAX);
             match self.deadline {
                 Some(deadline) => {
@@ -556,5 +578,25 @@ impl Exporter {
                 "events are taken again"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_may_ask_for_a_longer_pause_and_nodes_come_at_different_times() {
+        let seconds = |asked, wait, chance| {
+            let (asked, wait) = (Duration::from_secs(asked), Duration::from_secs(wait));
+            pause(asked, wait, chance).as_secs_f64()
+        };
+        assert_eq!(seconds(0, 8, 0.0), 8.0);
+        assert_eq!(seconds(0, 8, 1.0), 12.0);
+        assert_eq!(seconds(120, 30, 0.0), 120.0);
+        assert_eq!(seconds(86_400, 30, 0.0), 300.0);
+        let chances = [chance(), chance(), chance()];
+        assert!(chances.iter().all(|chance| (0.0..=1.0).contains(chance)));
+        assert!(chances[0] != chances[1] || chances[1] != chances[2]);
     }
 }
