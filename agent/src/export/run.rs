@@ -218,11 +218,20 @@ pub(super) async fn run(
         stop,
         failing: None,
         deadline: None,
+        pushes: matches!(spec.receiver, Receiver::Otlp(_)),
     };
+    let last = watch::Sender::new(false);
     let pushing = match (&spec.receiver, store) {
         (Receiver::Otlp(sink), Some(store)) => {
             let (name, counters) = (exporter.name.clone(), exporter.counters.clone());
-            let push = otlp::push(name, sink.clone(), store, counters, context.node.clone());
+            let push = otlp::push(
+                name,
+                sink.clone(),
+                store,
+                counters,
+                context.node.clone(),
+                last.subscribe(),
+            );
             Some(tokio::spawn(push))
         }
         _ => None,
@@ -300,6 +309,8 @@ struct Exporter {
     failing: Option<(Cause, u64)>,
     /// When to give up, once it is told to stop.
     deadline: Option<Instant>,
+    /// Sums are sent, and are no sooner with the receiver.
+    pushes: bool,
 }
 
 impl Exporter {
@@ -411,11 +422,6 @@ impl Exporter {
         if !self.sink.is_empty() {
             self.send().await;
         }
-        self.counters.closed(
-            self.failing
-                .as_ref()
-                .map_or(Cause::Slow, |(cause, _)| *cause),
-        );
         audit::ends(&subscription, began, bytes);
     }
 
@@ -446,7 +452,9 @@ impl Exporter {
             tracing::error!(exporter = self.name, events, "{error:#}");
             self.counters.dropped(Cause::Refused, events);
         }
-        if let Sink::Series(_) = self.sink {
+        if let Sink::Series(_) = self.sink
+            && !self.pushes
+        {
             self.counters.counted(events as u64);
         }
         true

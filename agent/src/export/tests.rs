@@ -11,7 +11,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{run::run, *};
+use super::{run::run, series::Store, *};
 use crate::hub::{self, Publisher, encode_name};
 
 /// How long something may take on a busy machine.
@@ -58,17 +58,22 @@ impl Stage {
         &mut self,
         receiver: &str,
     ) -> (Arc<Counters>, watch::Sender<bool>, JoinHandle<()>) {
-        let text = format!(
-            "exporters:\n- name: audit\n  kinds: [exec]\n  {receiver}\n"
-        );
+        let text = format!("exporters:\n- name: audit\n  kinds: [exec]\n  {receiver}\n");
         let specs = parse(&text, &self.context.limits).expect("a good file");
         let counters = Arc::new(Counters::new("audit", specs[0].receiver.name()));
+        let store = match &specs[0].receiver {
+            Receiver::Otlp(otlp) if specs[0].receiver.adds_up() => Some(Arc::new(Store::new(
+                otlp.series.clone(),
+                self.context.index.clone(),
+            ))),
+            _ => None,
+        };
         let stop = watch::Sender::new(false);
         let task = tokio::spawn(run(
             specs[0].clone(),
             self.context.clone(),
             counters.clone(),
-            None,
+            store,
             stop.subscribe(),
         ));
         let hub = self.context.hub.clone();
@@ -278,6 +283,24 @@ async fn a_request_that_a_collector_refuses_costs_itself_alone() {
     stage.end(&stop, task).await;
     assert_eq!(dropped(&counters, Cause::Refused), 512);
     assert_eq!((counters.events(), counters.waiting()), (88, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sums_are_sent_once_more_at_the_end_and_what_they_do_not_bring_is_counted() {
+    let collector = collector(&["200 OK"]).await;
+    for (address, events) in [(collector.to_string(), 23), ("127.0.0.1:1".to_owned(), 0)] {
+        let mut stage = Stage::new();
+        let (counters, stop, task) = stage
+            .begin_with(&format!(
+                "otlp: {{endpoint: 'http://{address}', protocol: http, signal: metrics, interval: 1h}}"
+            ))
+            .await;
+        stage.publish(23);
+        stage.end(&stop, task).await;
+        assert_eq!((counters.events(), counters.waiting()), (events, 0));
+        assert_eq!(dropped(&counters, Cause::Ended), 23 - events);
+        assert_eq!(counters.bytes() > 0, events > 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -229,9 +229,8 @@ mod tests {
     fn a_request_is_bounded_by_its_records_and_by_its_bytes() {
         let mut logs = logs();
         logs.take(message(1000, 10)).expect("events");
-        let sizes = |logs: &Logs| -> Vec<u64> {
-            logs.batches.iter().map(|batch| batch.events).collect()
-        };
+        let sizes =
+            |logs: &Logs| -> Vec<u64> { logs.batches.iter().map(|batch| batch.events).collect() };
         assert_eq!(sizes(&logs), [512, 488]);
         logs.discard(true);
         // Each record has its arguments twice: as an attribute and in its body.
