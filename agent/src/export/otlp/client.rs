@@ -188,6 +188,10 @@ impl Client {
             // Not an answer: the connection broke.
             return Err(Failure::later(Cause::Unavailable, problem));
         }
+        // Nor is what the generated client says by itself.
+        if status.message().starts_with("Service was not ready") {
+            return Err(Failure::later(Cause::Unavailable, problem));
+        }
         let pause = status
             .get_details_retry_info()
             .and_then(|info| info.retry_delay);
