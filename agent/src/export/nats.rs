@@ -196,12 +196,14 @@ impl Nats {
         let client = options
             // Each once. A client that has lost its connection is dropped, and must not go on to look for another one.
             .max_reconnects(servers.len())
-            .connect(servers).await.map_err(|error| {
-            problem(format!(
-                "{url} cannot be connected to: {}",
-                super::sentence(&error)
-            ))
-        })?;
+            .connect(servers)
+            .await
+            .map_err(|error| {
+                problem(format!(
+                    "{url} cannot be connected to: {}",
+                    super::sentence(&error)
+                ))
+            })?;
         let stream = ContextBuilder::new()
             .timeout(*timeout)
             .ack_timeout(*timeout)
