@@ -213,7 +213,7 @@ def health(where: str) -> list[Row]:
 
 def dashboards() -> dict[str, dict]:
     node = variable("node", "label_values(dinle_pods_synced, node)")
-    namespace = variable("namespace", "label_values(dinle_pod_execs_total, namespace)", several=False)
+    namespace = variable("namespace", 'label_values({__name__=~"dinle_pod_.+"}, namespace)', several=False)
     everywhere = 'node=~"$node"'
     of_namespace = 'namespace="$namespace"'
     of_pod = 'namespace="$namespace", pod="$pod"'

@@ -32,7 +32,7 @@ const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
 /// Snapshots for a human who watches.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Longer than this, whoever asks should add up by itself.
-const INTERVAL_MAX: Duration = Duration::from_secs(3600);
+pub const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 
 /// A stream whose client is gone takes room from others.
 const RESUME_WINDOW_MAX: Duration = Duration::from_secs(60);

@@ -338,6 +338,11 @@ impl Hub {
         self.0.shutdown.send_replace(true);
     }
 
+    /// The agent ends.
+    pub fn is_shut_down(&self) -> bool {
+        *self.0.shutdown.borrow()
+    }
+
     /// Comes back when the reader has seen everything that happened in the kernel before the call. `false` if there is no reader.
     pub async fn sync(&self) -> bool {
         let (done, wait) = oneshot::channel();

@@ -383,6 +383,11 @@ impl Collector for Metrics {
             "1 once the pod source has told everything",
             index.status().synced.into(),
         )?;
+        one(
+            "pods_source_up",
+            "1 while the pod source answers; names are those of before while it does not",
+            index.status().error.is_empty().into(),
+        )?;
         let mut used = Vec::new();
         let mut family = out.encode_descriptor(
             "capacity",

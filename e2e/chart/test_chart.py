@@ -12,12 +12,10 @@ import yaml
 from readme import comments, readme, walk
 from rendered import CHART, ROOT, by_kind, check_kept, helm_python, is_test, load, objects, texts
 
-CONFIG = (ROOT / "agent/src/config.rs").read_text()
 
-
-def found(pattern: str) -> str:
-    match = re.search(pattern, CONFIG)
-    assert match, f"agent/src/config.rs has nothing like {pattern}: change the test with it"
+def found(pattern: str, file: str = "config.rs") -> str:
+    match = re.search(pattern, (ROOT / "agent/src" / file).read_text())
+    assert match, f"agent/src/{file} has nothing like {pattern}: change the test with it"
     return match[1]
 
 
@@ -117,10 +115,21 @@ def test_nothing_is_allowed_that_is_not_needed():
 
 def test_the_grace_period_is_longer_than_the_drain():
     drain = int(found(r"DRAIN: Duration = Duration::from_secs\((\d+)\)"))
+    exporters = int(found(r"DRAIN: std::time::Duration = std::time::Duration::from_secs\((\d+)\)", "export.rs"))
+    reader = int(found(r"const PATIENCE: Duration = Duration::from_secs\((\d+)\)", "app.rs"))
     [grace] = [node for path, node, _ in walk() if path == ("terminationGracePeriodSeconds",)]
-    assert grace["minimum"] > drain
-    assert by_kind()["DaemonSet"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > drain
-    assert f"Streams get {drain} seconds" in comments()[("terminationGracePeriodSeconds",)]
+    # One after the other.
+    assert grace["minimum"] > drain + exporters + reader
+    assert by_kind()["DaemonSet"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= grace["minimum"]
+    told = comments()[("terminationGracePeriodSeconds",)]
+    assert f"Streams get {drain} seconds" in told and f"exporters {exporters} to bring" in told
+
+
+def test_exporters_may_have_each_kind():
+    contract = "".join(path.read_text() for path in (ROOT / "proto/dinle/v1").glob("*.proto"))
+    kinds = {name.lower() for name in re.findall(r"^  KIND_(\w+) = [1-9]", contract, re.MULTILINE)}
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(schema["properties"]["exporters"]["items"]["properties"]["kinds"]["items"]["enum"]) == kinds
 
 
 def test_ports_are_those_that_the_agent_and_its_clients_take_by_default():

@@ -42,8 +42,8 @@ class Server:
 
         return asyncio.run(asked())
 
-    def make_stream(self, **options):
-        self.ask(lambda stream: stream.add_stream(name="DINLE", subjects=["dinle.>"]), **options)
+    def make_stream(self, max_msg_size: int = -1, **options):
+        self.ask(lambda stream: stream.add_stream(name="DINLE", subjects=["dinle.>"], max_msg_size=max_msg_size), **options)
 
     def messages(self, subject: str = "dinle.>", **options) -> list:
         """Everything of a subject, as somebody reads it who comes later."""
@@ -115,6 +115,17 @@ def test_a_server_that_goes_and_comes_misses_nothing(exporting, pods, v1, tmp_pa
         agent.wait(lambda: agent.exporter("events_total", "log") == 12, "the others follow")
         assert len(server.messages()) == 12
     assert agent.exporter("events_dropped_total", "log") == 0
+
+
+def test_one_event_that_a_stream_does_not_take_holds_up_no_other(exporting, pods, v1, server):
+    server.make_stream(max_msg_size=2048)
+    agent = exporting([log(server)])
+    agent.attached(v1, 1)
+    pods["web"].run("/bin/true", "x" * 1900)
+    pods["web"].run("/bin/true", times=3)
+    agent.wait(lambda: agent.exporter("events_total", "log") == 3, "the others are acknowledged")
+    assert agent.exporter("events_dropped_total", "log", cause="too_large") == 1
+    assert len(server.messages()) == 3 and agent.exporter("waiting_events", "log") == 0
 
 
 def test_who_does_not_know_the_password_is_not_let_in(exporting, pods, v1, tmp_path):

@@ -50,7 +50,8 @@ def test_each_event_is_a_record(exporting, pods, v1, tmp_path, protocol):
             "k8s.container.name": "server",
             "k8s.pod.uid": pods["web"].uid,
             "container.id": container.name,
-            "container.image.name": "registry.example/web:3.2",
+            "container.image.name": "registry.example/web",
+            "container.image.tags": ["3.2"],
             **owner,
         }
         [logs] = receiver.logs[0].resource_logs
@@ -209,6 +210,17 @@ def test_sums_are_metrics(exporting, pods, v1, protocol):
         assert metric.unit == "{exec}" and metric.description
         assert data.is_monotonic and data.aggregation_temporality == metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
         assert 0 < point.start_time_unix_nano < point.time_unix_nano <= time.time_ns()
+
+
+def test_who_is_not_let_in_now_may_be_later(exporting, pods, v1):
+    with collector.Grpc() as receiver:
+        receiver.answers = [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED]
+        agent = exporting([lake(receiver.port)])
+        agent.attached(v1, 1)
+        pods["web"].run("/bin/true", times=5)
+        agent.wait(lambda: agent.exporter("events_total", "lake") == 5, "all come at the third try at the latest")
+        assert agent.exporter("failures_total", "lake", cause="refused") == 2
+        assert agent.exporter("events_dropped_total", "lake") == 0
 
 
 def test_tls_with_certificates_on_both_sides(exporting, pods, v1, tmp_path):

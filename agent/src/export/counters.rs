@@ -108,21 +108,30 @@ impl Counters {
         }
     }
 
-    /// Its stream begins.
+    /// Its stream begins. One before it that did not end by itself ends here.
     pub(super) fn opened(&self, listener: &Arc<Listener>) {
+        self.closed(Cause::Ended);
         let mut streams = self.streams();
         streams.open = Some(listener.clone());
         streams.told = 0;
         self.up.store(true, Ordering::Relaxed);
     }
 
-    /// Its stream ends; what ran over its queue lately has this cause.
+    /// Its stream ends; what ran over its queue lately has this cause. What it still holds, and what nobody took out of its queue, is given up.
     pub(super) fn closed(&self, cause: Cause) {
         self.overflowed(cause);
+        let mut left = self.waiting.swap(0, Ordering::Relaxed);
         let mut streams = self.streams();
         if let Some(listener) = streams.open.take() {
             add(&mut streams.lost, &listener);
+            left += listener
+                .books()
+                .iter()
+                .map(|books| books.queued)
+                .sum::<u64>();
         }
+        drop(streams);
+        self.dropped[Cause::Ended as usize].fetch_add(left, Ordering::Relaxed);
     }
 
     /// What ran over its queue since the last call has this cause. Returns how many those are.
@@ -145,10 +154,10 @@ impl Counters {
         self.waiting.fetch_add(events, Ordering::Relaxed);
     }
 
+    /// The receiver has these.
     pub(super) fn exported(&self, events: u64, bytes: u64) {
         self.counted(events);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.succeeded();
     }
 
     /// Events that are in sums now.
@@ -163,7 +172,8 @@ impl Counters {
         self.succeeded();
     }
 
-    fn succeeded(&self) {
+    /// The last attempt was well.
+    pub(super) fn succeeded(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |since| since.as_secs());
         self.last_success.store(now, Ordering::Relaxed);

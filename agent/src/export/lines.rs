@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use super::{
     counters::Cause,
     rotate::Rotated,
-    run::{Failure, Sent},
+    run::{Failure, Sent, Unwritable, each},
 };
 use crate::json::Schema;
 
@@ -57,7 +57,7 @@ impl Lines {
     }
 
     /// Takes a message.
-    pub(super) fn take(&mut self, message: Message) -> anyhow::Result<()> {
+    pub(super) fn take(&mut self, message: Message) -> Result<(), Unwritable> {
         let events = match &message {
             Message::Batch(batch) => &batch.events[..],
             Message::Snapshot(snapshot) => &snapshot.events[..],
@@ -65,15 +65,28 @@ impl Lines {
                 &[]
             }
         };
-        self.events += events.len() as u64;
-        if let Some(raw) = &self.raw {
+        let Self {
+            event: schema,
+            raw,
+            batch,
+            events: taken,
+            ..
+        } = self;
+        if let Some(raw) = raw {
+            let events = events.len() as u64;
             let message = Some(message);
-            return raw.line(&v1::SubscribeResponse { message }, &mut self.batch);
+            whole(batch, |batch| {
+                raw.line(&v1::SubscribeResponse { message }, batch)
+            })
+            .map_err(|error| Unwritable { events, error })?;
+            *taken += events;
+            return Ok(());
         }
-        for event in events {
-            self.event.line(event, &mut self.batch)?;
-        }
-        Ok(())
+        each(events, |event| {
+            whole(batch, |batch| schema.line(event, batch))?;
+            *taken += 1;
+            Ok(())
+        })
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -106,7 +119,7 @@ impl Lines {
             Ok(()) => Ok(Sent {
                 events: std::mem::take(&mut self.events),
                 bytes: batch.len() as u64,
-                refused: None,
+                refused: Vec::new(),
             }),
             Err(error) => {
                 self.batch = batch;
@@ -121,9 +134,9 @@ impl Lines {
     }
 
     /// Gives up what it has. Returns how many events that is; none of them was taken.
-    pub(super) fn discard(&mut self) -> (u64, u64) {
+    pub(super) fn discard(&mut self) -> u64 {
         self.batch.clear();
-        (std::mem::take(&mut self.events), 0)
+        std::mem::take(&mut self.events)
     }
 
     /// Now and then: a file that is old enough is changed for a new one.
@@ -140,4 +153,13 @@ impl Lines {
         });
         self.out = turned.await.ok().map(Out::File);
     }
+}
+
+/// Adds a line, or nothing of it.
+fn whole(
+    batch: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let before = batch.len();
+    write(batch).inspect_err(|_| batch.truncate(before))
 }

@@ -7,7 +7,7 @@ use async_nats::{
     Client, ConnectOptions,
     connection::State,
     jetstream::{
-        Context as JetStream,
+        self, Context as JetStream, ErrorCode,
         context::{ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind},
         message::PublishMessage,
     },
@@ -21,19 +21,23 @@ use super::{
     Context,
     config::NatsSink,
     counters::Cause,
-    run::{Failure, Sent},
+    run::{Failure, Sent, Unwritable, each},
     subject, tls,
 };
 use crate::json::Schema;
 
 /// Messages that wait for their acknowledgement at a time.
 const BATCH: usize = 256;
+/// So often a stream may refuse a message until it is given up: some 15 seconds, in which somebody may have mended the stream.
+const TRIES: u32 = 5;
 
 /// A message that is not acknowledged yet.
 struct Waiting {
     subject: String,
     id: String,
     payload: Bytes,
+    /// How often the stream has refused it.
+    refused: u32,
 }
 
 /// Sends events to a stream.
@@ -45,10 +49,8 @@ pub(super) struct Nats {
     numbered: u64,
     connected: Option<(Client, JetStream)>,
     batch: VecDeque<Waiting>,
-    /// Of the batch, those that were acknowledged already.
-    events: u64,
-    bytes: u64,
-    too_large: u64,
+    /// What became of those of the batch that are not in it any more.
+    done: Sent,
 }
 
 impl Nats {
@@ -61,13 +63,11 @@ impl Nats {
             numbered: 0,
             connected: None,
             batch: VecDeque::new(),
-            events: 0,
-            bytes: 0,
-            too_large: 0,
+            done: Sent::default(),
         })
     }
 
-    pub(super) fn take(&mut self, message: Message) -> anyhow::Result<()> {
+    pub(super) fn take(&mut self, message: Message) -> Result<(), Unwritable> {
         let events: Vec<v1::Event> = match message {
             Message::Batch(batch) => batch.events,
             Message::Snapshot(snapshot) => snapshot.events,
@@ -75,7 +75,7 @@ impl Nats {
                 return Ok(());
             }
         };
-        for event in &events {
+        each(&events, |event| {
             let mut payload = Vec::new();
             self.event.line(event, &mut payload)?;
             // A message ends by itself.
@@ -85,9 +85,10 @@ impl Nats {
                 subject: subject::of(&self.config.subject, event),
                 id: format!("{}-{}", self.origin, self.numbered),
                 payload: payload.into(),
+                refused: 0,
             });
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -102,18 +103,7 @@ impl Nats {
         while !self.batch.is_empty() {
             self.send_some().await?;
         }
-        let too_large = std::mem::take(&mut self.too_large);
-        let refused = (too_large > 0).then(|| {
-            (
-                too_large,
-                "events are larger than the server's max_payload".to_owned(),
-            )
-        });
-        Ok(Sent {
-            events: std::mem::take(&mut self.events) + too_large,
-            bytes: std::mem::take(&mut self.bytes),
-            refused,
-        })
+        Ok(std::mem::take(&mut self.done))
     }
 
     async fn send_some(&mut self) -> Result<(), Failure> {
@@ -146,16 +136,23 @@ impl Nats {
         })?;
         let mut failed: Option<PublishError> = None;
         let mut again = VecDeque::new();
-        for (waiting, result) in self.batch.drain(..count).zip(results) {
-            match result {
-                Ok(()) => {
-                    self.events += 1;
-                    self.bytes += waiting.payload.len() as u64;
+        for (mut waiting, result) in self.batch.drain(..count).zip(results) {
+            let Err(error) = result else {
+                self.done.events += 1;
+                self.done.bytes += waiting.payload.len() as u64;
+                continue;
+            };
+            let given_up = match verdict(&error) {
+                Verdict::Later => None,
+                Verdict::TooLarge => Some(Cause::TooLarge),
+                Verdict::Refused => {
+                    waiting.refused += 1;
+                    (waiting.refused >= TRIES).then_some(Cause::Refused)
                 }
-                Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
-                    self.too_large += 1
-                }
-                Err(error) => {
+            };
+            match given_up {
+                Some(cause) => give_up(&mut self.done, cause, &error),
+                None => {
                     again.push_back(waiting);
                     failed.get_or_insert(error);
                 }
@@ -196,12 +193,17 @@ impl Nats {
                 .tls_client_config(tls::config(tls).map_err(problem)?);
         }
         let servers: Vec<&str> = url.split(',').collect();
-        let client = options.connect(servers).await.map_err(|error| {
-            problem(format!(
-                "{url} cannot be connected to: {}",
-                super::sentence(&error)
-            ))
-        })?;
+        let client = options
+            // Each once. A client that has lost its connection is dropped, and must not go on to look for another one.
+            .max_reconnects(servers.len())
+            .connect(servers)
+            .await
+            .map_err(|error| {
+                problem(format!(
+                    "{url} cannot be connected to: {}",
+                    super::sentence(&error)
+                ))
+            })?;
         let stream = ContextBuilder::new()
             .timeout(*timeout)
             .ack_timeout(*timeout)
@@ -210,12 +212,50 @@ impl Nats {
         Ok((client, stream))
     }
 
-    /// Gives up what it has. Returns how many events that is, and how many the stream has taken of them.
-    pub(super) fn discard(&mut self) -> (u64, u64) {
-        let (left, done) = (self.batch.len() as u64 + self.too_large, self.events);
-        self.batch.clear();
-        (self.events, self.bytes, self.too_large) = (0, 0, 0);
-        (left, done)
+    /// Gives up what it has. Returns how many events that is, and what the stream has taken of them.
+    pub(super) fn discard(&mut self) -> (u64, Sent) {
+        let left = self.batch.drain(..).count() as u64;
+        (left, std::mem::take(&mut self.done))
+    }
+}
+
+/// What an error says of one message.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It may be taken later.
+    Later,
+    /// It never is: the server or the stream takes smaller ones alone.
+    TooLarge,
+    /// The stream does not take it as it is, nor as the stream is now.
+    Refused,
+}
+
+fn verdict(error: &PublishError) -> Verdict {
+    use std::error::Error as _;
+    let answer = error.source().and_then(|source| source.downcast_ref());
+    match (error.kind(), answer.map(of_answer)) {
+        (PublishErrorKind::MaxPayloadExceeded, _) => Verdict::TooLarge,
+        (_, Some(verdict)) => verdict,
+        (_, None) => Verdict::Later,
+    }
+}
+
+/// What a stream's answer says of one message.
+fn of_answer(answer: &jetstream::Error) -> Verdict {
+    match (answer.error_code(), answer.code()) {
+        (ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM, _) => Verdict::TooLarge,
+        // As of HTTP: it is the message's fault.
+        (_, 400..=499) => Verdict::Refused,
+        _ => Verdict::Later,
+    }
+}
+
+/// Adds a message that will not be sent again.
+fn give_up(done: &mut Sent, cause: Cause, error: &PublishError) {
+    done.events += 1;
+    match done.refused.iter_mut().find(|(own, ..)| *own == cause) {
+        Some((_, count, _)) => *count += 1,
+        None => done.refused.push((cause, 1, super::sentence(error))),
     }
 }
 
@@ -249,4 +289,23 @@ fn secret(path: &Path) -> Result<(String, Option<String>), String> {
 /// Waits until the server has what was sent.
 async fn acknowledged(sent: Result<PublishAckFuture, PublishError>) -> Result<(), PublishError> {
     sent?.await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_message_that_a_stream_does_not_take_is_told_from_a_stream_that_takes_none_now() {
+        for (code, number, expected) in [
+            (400, 10054, Verdict::TooLarge),
+            (400, 10060, Verdict::Refused),
+            (503, 10077, Verdict::Later),
+            (503, 10008, Verdict::Later),
+        ] {
+            let answer = serde_json::json!({"code": code, "err_code": number, "description": "no"});
+            let answer: jetstream::Error = serde_json::from_value(answer).expect("an answer");
+            assert_eq!(of_answer(&answer), expected, "{number}");
+        }
+    }
 }

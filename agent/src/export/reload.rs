@@ -13,13 +13,13 @@ use arc_swap::ArcSwap;
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
     Context, Spec, Unusable,
     config::{Receiver, Signal},
-    counters::Counters,
+    counters::{Cause, Counters},
     prometheus::{Scraped, Scrapes},
     read,
     run::{self, LAST},
@@ -29,6 +29,9 @@ use super::{
 /// How often the file is looked at: the kubelet changes those of a ConfigMap within a minute or so.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// One that ended without being told is begun again, but not sooner after it began.
+const AGAIN: Duration = Duration::from_secs(30);
+
 /// An exporter that runs.
 struct Running {
     spec: Spec,
@@ -36,6 +39,9 @@ struct Running {
     series: Option<Arc<Shown>>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
+    began: Instant,
+    /// It ended, and that was counted.
+    noted: bool,
 }
 
 /// Series that whoever asks is shown.
@@ -51,7 +57,10 @@ impl Running {
         // Its last try may be under way.
         if timeout(2 * LAST, &mut self.task).await.is_err() {
             self.task.abort();
+            // Until it is gone it counts.
+            _ = timeout(LAST, &mut self.task).await;
         }
+        self.counters.closed(Cause::Ended);
         self.counters
     }
 }
@@ -141,6 +150,7 @@ impl Exporters {
         let mut running = Vec::new();
         let specs = std::mem::take(&mut *self.begin.lock().unwrap_or_else(PoisonError::into_inner));
         self.apply(&mut running, specs, &context).await;
+        self.reloads.done();
         let mut stop = self.stop.subscribe();
         loop {
             tokio::select! {
@@ -151,6 +161,11 @@ impl Exporters {
             // A file may be slow.
             let looked = spawn_blocking(move || own.look(&limits)).await;
             if let Ok(Some(specs)) = looked {
+                self.apply(&mut running, specs, &context).await;
+                self.reloads.done();
+            } else if !context.hub.is_shut_down()
+                && let Some(specs) = dead(&mut running)
+            {
                 self.apply(&mut running, specs, &context).await;
             }
         }
@@ -235,6 +250,8 @@ impl Exporters {
                 series,
                 stop,
                 task,
+                began: Instant::now(),
+                noted: false,
             });
         }
         self.counters.store(Arc::new(
@@ -249,6 +266,64 @@ impl Exporters {
                 .filter_map(|running| running.series.clone())
                 .collect(),
         ));
-        self.reloads.done();
+    }
+}
+
+/// Counts those that ended without being told, which is a defect. Gives what is to run, if one of them is to be begun again.
+fn dead(running: &mut [Running]) -> Option<Vec<Spec>> {
+    let mut again = false;
+    for Running {
+        spec,
+        counters,
+        began,
+        noted,
+        ..
+    } in running.iter_mut().filter(|one| one.task.is_finished())
+    {
+        if !std::mem::replace(noted, true) {
+            tracing::error!(
+                exporter = spec.name,
+                "an exporter ended by itself, and will be begun again"
+            );
+            counters.closed(Cause::Ended);
+            counters.failed(Cause::Ended);
+        }
+        again |= began.elapsed() >= AGAIN;
+    }
+    again.then(|| running.iter().map(|one| one.spec.clone()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_ended_by_itself_is_counted_once_and_begun_again_after_a_while() {
+        let text = "exporters:\n- name: a\n  kinds: [exec]\n  stdout: {}\n";
+        let specs = super::super::parse(text, &crate::filter::Limits::default());
+        let specs = specs.expect("a good file");
+        let task = tokio::spawn(async {});
+        while !task.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        let mut running = [Running {
+            spec: specs[0].clone(),
+            counters: Arc::new(Counters::new("a", "stdout")),
+            series: None,
+            stop: watch::Sender::new(false),
+            task,
+            began: Instant::now(),
+            noted: false,
+        }];
+        assert_eq!(dead(&mut running), None);
+        running[0].began -= AGAIN;
+        assert_eq!(dead(&mut running), Some(specs));
+        let counters = &running[0].counters;
+        let failures: Vec<_> = counters
+            .failures()
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        assert_eq!(failures, [(Cause::Ended, 1)]);
+        assert!(!counters.up());
     }
 }

@@ -3,17 +3,25 @@
 //! `events.jsonl` is the one that is written; `events-20260131T235959.123Z.jsonl.gz` was closed at that time.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use flate2::{Compression as Level, write::GzEncoder};
 
 use super::config::{Compression, FileSink};
+
+/// What is told of processes is not for everybody on the node: a group may be let in.
+const FILE_MODE: u32 = 0o640;
+/// Of directories that are made.
+const DIRECTORY_MODE: u32 = 0o750;
+/// Between two tries to rename a file that could not be.
+const TURN_AGAIN: Duration = Duration::from_secs(60);
 
 /// The file while it is open.
 struct Open {
@@ -35,6 +43,8 @@ struct Tidying {
 pub(super) struct Rotated {
     config: FileSink,
     open: Option<Open>,
+    /// It could not be renamed, and when that is tried again.
+    turn_again: Option<Instant>,
     tidying: Arc<Mutex<Tidying>>,
     tidier: Option<JoinHandle<()>>,
 }
@@ -44,6 +54,7 @@ impl Rotated {
         Self {
             config,
             open: None,
+            turn_again: None,
             tidying: Arc::default(),
             tidier: None,
         }
@@ -117,13 +128,18 @@ impl Rotated {
 
     /// Closes the file and gives it the name of an old one.
     fn turn(&mut self) {
+        if self.turn_again.is_some_and(|again| Instant::now() < again) {
+            return;
+        }
         let path = &self.config.path;
         let to = old_name(path, SystemTime::now());
         if let Err(error) = fs::rename(path, &to) {
             // It goes on to grow: nothing is lost for that.
             tracing::error!(%error, path = %path.display(), "the file cannot be renamed, and is written on");
+            self.turn_again = Some(Instant::now() + TURN_AGAIN);
             return;
         }
+        self.turn_again = None;
         self.open = None;
         self.tidy();
     }
@@ -179,10 +195,14 @@ impl Drop for Rotated {
 /// Opens the file behind its last whole line.
 fn open(path: &Path) -> io::Result<Open> {
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(directory)?;
     }
     let file = OpenOptions::new()
         .create(true)
+        .mode(FILE_MODE)
         .append(true)
         .read(true)
         .open(path)?;
@@ -305,7 +325,13 @@ fn compress(path: &Path) -> io::Result<()> {
         PathBuf::from(format!("{name}.gz")),
     );
     let written = (|| {
-        let mut out = GzEncoder::new(File::create(&part)?, Level::fast());
+        let out = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(FILE_MODE)
+            .open(&part)?;
+        let mut out = GzEncoder::new(out, Level::fast());
         io::copy(&mut File::open(path)?, &mut out)?;
         out.finish()?.sync_all()?;
         fs::rename(&part, &done)?;

@@ -39,6 +39,8 @@ const LINGER: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_millis(500);
 /// …up to this: what comes back is noticed within half a minute.
 const AGAIN_MAX: Duration = Duration::from_secs(30);
+/// What a receiver may ask for at most.
+const ASKED_MAX: Duration = Duration::from_secs(300);
 /// How long an exporter that is told to end tries to bring what it has.
 pub(super) const LAST: Duration = Duration::from_secs(3);
 
@@ -47,8 +49,8 @@ pub(super) const LAST: Duration = Duration::from_secs(3);
 pub(super) struct Sent {
     pub(super) events: u64,
     pub(super) bytes: u64,
-    /// Of the events, those that it took only to throw away, and why.
-    pub(super) refused: Option<(u64, String)>,
+    /// Of the events, those that it took only to throw away or will never take, and why.
+    pub(super) refused: Vec<(Cause, u64, String)>,
 }
 
 /// Why a receiver did not take something.
@@ -76,6 +78,27 @@ impl Failure {
             again: None,
         }
     }
+}
+
+/// Events that cannot be brought into the form that a receiver takes, and why.
+#[derive(Debug)]
+pub(super) struct Unwritable {
+    pub(super) events: u64,
+    pub(super) error: anyhow::Error,
+}
+
+/// Takes each of the events. Those that cannot be written are left out.
+pub(super) fn each(
+    events: &[v1::Event],
+    mut take: impl FnMut(&v1::Event) -> anyhow::Result<()>,
+) -> Result<(), Unwritable> {
+    let mut bad = None;
+    for event in events {
+        if let Err(error) = take(event) {
+            bad.get_or_insert(Unwritable { events: 0, error }).events += 1;
+        }
+    }
+    bad.map_or(Ok(()), Err)
 }
 
 /// Where messages go, and those that are on their way.
@@ -108,7 +131,7 @@ impl Sink {
         })
     }
 
-    fn take(&mut self, message: Message) -> anyhow::Result<()> {
+    fn take(&mut self, message: Message) -> Result<(), Unwritable> {
         match self {
             Self::Lines(lines) => lines.take(message),
             Self::Logs(logs) => logs.take(message),
@@ -150,21 +173,17 @@ impl Sink {
             Self::Lines(lines) => lines.send().await,
             Self::Logs(logs) => logs.send().await,
             Self::Nats(nats) => nats.send().await,
-            Self::Series(_) => Ok(Sent {
-                events: 0,
-                bytes: 0,
-                refused: None,
-            }),
+            Self::Series(_) => Ok(Sent::default()),
         }
     }
 
-    /// Returns how many events were given up, and how many the receiver has taken before.
-    fn discard(&mut self) -> (u64, u64) {
+    /// Gives up what it could not send last, or everything. Returns how many events those were, and what the receiver has taken before.
+    fn discard(&mut self, everything: bool) -> (u64, Sent) {
         match self {
-            Self::Lines(lines) => lines.discard(),
-            Self::Logs(logs) => logs.discard(),
+            Self::Lines(lines) => (lines.discard(), Sent::default()),
+            Self::Logs(logs) => logs.discard(everything),
             Self::Nats(nats) => nats.discard(),
-            Self::Series(_) => (0, 0),
+            Self::Series(_) => (0, Sent::default()),
         }
     }
 
@@ -199,11 +218,20 @@ pub(super) async fn run(
         stop,
         failing: None,
         deadline: None,
+        pushes: matches!(spec.receiver, Receiver::Otlp(_)),
     };
+    let last = watch::Sender::new(false);
     let pushing = match (&spec.receiver, store) {
         (Receiver::Otlp(sink), Some(store)) => {
             let (name, counters) = (exporter.name.clone(), exporter.counters.clone());
-            let push = otlp::push(name, sink.clone(), store, counters, context.node.clone());
+            let push = otlp::push(
+                name,
+                sink.clone(),
+                store,
+                counters,
+                context.node.clone(),
+                last.subscribe(),
+            );
             Some(tokio::spawn(push))
         }
         _ => None,
@@ -218,11 +246,31 @@ pub(super) async fn run(
     {
         exporter.follow(subscription).await;
     }
-    if let Some(pushing) = pushing {
-        pushing.abort();
+    if let Some(mut pushing) = pushing {
+        last.send_replace(true);
+        let deadline = exporter.deadline.unwrap_or_else(|| Instant::now() + LAST);
+        if timeout_at(deadline, &mut pushing).await.is_err() {
+            pushing.abort();
+            _ = pushing.await;
+        }
     }
+    let cause = exporter.failing.map_or(Cause::Slow, |(cause, _)| cause);
+    exporter.counters.closed(cause);
     // It may wait for a disk.
     _ = tokio::task::spawn_blocking(move || drop(exporter)).await;
+}
+
+/// Until the next try: what the receiver asks for, or our own wait if that is longer, and a part of that by chance, so that not all nodes come
+/// at once.
+fn pause(asked: Duration, wait: Duration, chance: f64) -> Duration {
+    asked.min(ASKED_MAX).max(wait) + wait.mul_f64(chance / 2.0)
+}
+
+/// From 0 to 1.
+fn chance() -> f64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    // Each has another key.
+    RandomState::new().hash_one(()) as f64 / u64::MAX as f64
 }
 
 /// Comes back when the exporter is to end.
@@ -261,6 +309,8 @@ struct Exporter {
     failing: Option<(Cause, u64)>,
     /// When to give up, once it is told to stop.
     deadline: Option<Instant>,
+    /// Sums are sent, and are no sooner with the receiver.
+    pushes: bool,
 }
 
 impl Exporter {
@@ -372,11 +422,6 @@ impl Exporter {
         if !self.sink.is_empty() {
             self.send().await;
         }
-        self.counters.closed(
-            self.failing
-                .as_ref()
-                .map_or(Cause::Slow, |(cause, _)| *cause),
-        );
         audit::ends(&subscription, began, bytes);
     }
 
@@ -403,10 +448,13 @@ impl Exporter {
             }
         };
         self.counters.took(events as u64);
-        if let Err(error) = self.sink.take(message) {
-            tracing::error!(exporter = self.name, "{error:#}");
+        if let Err(Unwritable { events, error }) = self.sink.take(message) {
+            tracing::error!(exporter = self.name, events, "{error:#}");
+            self.counters.dropped(Cause::Refused, events);
         }
-        if let Sink::Series(_) = self.sink {
+        if let Sink::Series(_) = self.sink
+            && !self.pushes
+        {
             self.counters.counted(events as u64);
         }
         true
@@ -429,9 +477,13 @@ impl Exporter {
         let mut wait = AGAIN;
         let mut stop = self.stop.clone();
         loop {
+            // A sink that fails at once would come first for ever.
+            let late = self
+                .deadline
+                .is_some_and(|deadline| deadline <= Instant::now());
             let sent = tokio::select! {
                 biased;
-                sent = self.sink.send() => sent,
+                sent = self.sink.send(), if !late => sent,
                 deadline = over(stop.clone(), self.deadline) => {
                     self.deadline = Some(deadline);
                     Err(Failure::never(Cause::Ended, "the exporter ended first"))
@@ -448,9 +500,10 @@ impl Exporter {
             } = failure;
             let Some(after) = again else {
                 self.counters.failed(cause);
-                let (events, taken) = self.sink.discard();
+                let over = cause == Cause::Ended;
+                let (events, taken) = self.sink.discard(over);
                 self.counters.dropped(cause, events);
-                self.counters.counted(taken);
+                self.account(taken);
                 tracing::error!(
                     exporter = self.name,
                     cause = cause.name(),
@@ -458,7 +511,11 @@ impl Exporter {
                     events,
                     "events are dropped"
                 );
-                return;
+                if over || self.sink.is_empty() {
+                    return;
+                }
+                wait = AGAIN;
+                continue;
             };
             self.counters.failed(cause);
             if self
@@ -476,7 +533,7 @@ impl Exporter {
                 self.failing = Some((cause, lost));
             }
             self.overflowed();
-            let pause = Instant::now() + after.max(wait).min(AGAIN_MAX);
+            let pause = Instant::now() + pause(after, wait, chance());
             wait = (2 * wait).min(AGAIN_MAX);
             match self.deadline {
                 Some(deadline) => {
@@ -494,25 +551,32 @@ impl Exporter {
         }
     }
 
-    fn succeeded(&mut self, sent: Sent) {
+    /// Counts what was taken.
+    fn account(&self, sent: Sent) {
         let Sent {
-            events,
+            mut events,
             bytes,
             refused,
         } = sent;
-        if let Some((refused, problem)) = refused {
+        for (cause, refused, problem) in refused {
+            // A receiver may say anything.
+            let refused = refused.min(events);
             tracing::error!(
                 exporter = self.name,
+                cause = cause.name(),
                 events = refused,
                 problem,
                 "the receiver throws events away"
             );
-            self.counters.dropped(Cause::Refused, refused);
-            self.counters
-                .exported(events.saturating_sub(refused), bytes);
-        } else {
-            self.counters.exported(events, bytes);
+            self.counters.dropped(cause, refused);
+            events -= refused;
         }
+        self.counters.exported(events, bytes);
+    }
+
+    fn succeeded(&mut self, sent: Sent) {
+        self.account(sent);
+        self.counters.succeeded();
         self.overflowed();
         if let Some((cause, lost)) = self.failing.take() {
             tracing::info!(
@@ -522,5 +586,25 @@ impl Exporter {
                 "events are taken again"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_may_ask_for_a_longer_pause_and_nodes_come_at_different_times() {
+        let seconds = |asked, wait, chance| {
+            let (asked, wait) = (Duration::from_secs(asked), Duration::from_secs(wait));
+            pause(asked, wait, chance).as_secs_f64()
+        };
+        assert_eq!(seconds(0, 8, 0.0), 8.0);
+        assert_eq!(seconds(0, 8, 1.0), 12.0);
+        assert_eq!(seconds(120, 30, 0.0), 120.0);
+        assert_eq!(seconds(86_400, 30, 0.0), 300.0);
+        let chances = [chance(), chance(), chance()];
+        assert!(chances.iter().all(|chance| (0.0..=1.0).contains(chance)));
+        assert!(chances[0] != chances[1] || chances[1] != chances[2]);
     }
 }

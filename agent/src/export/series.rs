@@ -9,7 +9,10 @@ mod sessions;
 use std::{
     borrow::Cow,
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -112,26 +115,39 @@ impl Point {
 /// Values of a family's labels.
 pub(super) type Values = Vec<Cow<'static, str>>;
 
-#[derive(Debug, Default)]
-struct Points(Vec<(Values, Point)>);
+#[derive(Debug)]
+struct Points {
+    all: Vec<(Values, Point)>,
+    /// When they were 0.
+    since: SystemTime,
+}
+
+impl Default for Points {
+    fn default() -> Self {
+        Self {
+            all: Vec::new(),
+            since: SystemTime::now(),
+        }
+    }
+}
 
 impl Points {
     fn at(&mut self, values: Values) -> &mut Point {
-        let found = self.0.iter().position(|(own, _)| *own == values);
+        let found = self.all.iter().position(|(own, _)| *own == values);
         let at = found.unwrap_or_else(|| {
             let rest = || values.iter().map(|_| Cow::Borrowed(REST)).collect();
-            let values: Values = if self.0.len() >= POINTS_MAX {
+            let values: Values = if self.all.len() >= POINTS_MAX {
                 rest()
             } else {
                 values.clone()
             };
-            if let Some(at) = self.0.iter().position(|(own, _)| *own == values) {
+            if let Some(at) = self.all.iter().position(|(own, _)| *own == values) {
                 return at;
             }
-            self.0.push((values, Point::default()));
-            self.0.len() - 1
+            self.all.push((values, Point::default()));
+            self.all.len() - 1
         });
-        &mut self.0[at].1
+        &mut self.all[at].1
     }
 }
 
@@ -212,7 +228,9 @@ struct Inner {
 pub(super) struct Store {
     config: SeriesSink,
     index: Index,
-    pub(super) began: SystemTime,
+    began: SystemTime,
+    /// Events that were counted.
+    taken: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -223,6 +241,8 @@ pub(super) struct Series {
     pub(super) pod: String,
     pub(super) values: Values,
     pub(super) point: Point,
+    /// When that was 0: a pod may lose its series and get others.
+    pub(super) since: SystemTime,
 }
 
 impl Store {
@@ -231,6 +251,7 @@ impl Store {
             config,
             index,
             began: SystemTime::now(),
+            taken: AtomicU64::new(0),
             inner: Mutex::new(Inner {
                 families: FAMILIES.iter().map(|_| Family::default()).collect(),
                 sessions: Sessions::default(),
@@ -246,6 +267,12 @@ impl Store {
         for event in events {
             count::event(&mut inner, event, &self.config, self.began);
         }
+        self.taken.fetch_add(events.len() as u64, Ordering::Relaxed);
+    }
+
+    /// How many events were counted.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// With every heartbeat.
@@ -299,12 +326,14 @@ impl Store {
         let series = |(pod, points): (&str, &Points)| {
             let (namespace, pod) = pod.split_once('/').unwrap_or(("", pod));
             let (namespace, pod) = (namespace.to_owned(), pod.to_owned());
-            let points = points.0.iter().cloned();
+            let since = points.since;
+            let points = points.all.iter().cloned();
             let series = points.map(move |(values, point)| Series {
                 namespace: namespace.clone(),
                 pod: pod.clone(),
                 values,
                 point,
+                since,
             });
             series.collect::<Vec<_>>()
         };

@@ -3,9 +3,15 @@
 use std::time::{Duration, Instant};
 
 use dinle_proto::v1;
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::sleep,
+};
 
-use super::{run::run, *};
+use super::{run::run, series::Store, *};
 use crate::hub::{self, Publisher, encode_name};
 
 /// How long something may take on a busy machine.
@@ -43,18 +49,31 @@ impl Stage {
 
     /// Begins the exporter of a file, and waits until it listens.
     async fn begin(&mut self, path: &Path) -> (Arc<Counters>, watch::Sender<bool>, JoinHandle<()>) {
-        let text = format!(
-            "exporters:\n- name: audit\n  kinds: [exec]\n  queue_bytes: 64KiB\n  file: {{path: {}}}\n",
-            path.display()
-        );
+        let path = path.display();
+        self.begin_with(&format!("queue_bytes: 64KiB\n  file: {{path: {path}}}"))
+            .await
+    }
+
+    async fn begin_with(
+        &mut self,
+        receiver: &str,
+    ) -> (Arc<Counters>, watch::Sender<bool>, JoinHandle<()>) {
+        let text = format!("exporters:\n- name: audit\n  kinds: [exec]\n  {receiver}\n");
         let specs = parse(&text, &self.context.limits).expect("a good file");
-        let counters = Arc::new(Counters::new("audit", "file"));
+        let counters = Arc::new(Counters::new("audit", specs[0].receiver.name()));
+        let store = match &specs[0].receiver {
+            Receiver::Otlp(otlp) if specs[0].receiver.adds_up() => Some(Arc::new(Store::new(
+                otlp.series.clone(),
+                self.context.index.clone(),
+            ))),
+            _ => None,
+        };
         let stop = watch::Sender::new(false);
         let task = tokio::spawn(run(
             specs[0].clone(),
             self.context.clone(),
             counters.clone(),
-            None,
+            store,
             stop.subscribe(),
         ));
         let hub = self.context.hub.clone();
@@ -189,6 +208,99 @@ async fn an_exporter_whose_receiver_never_comes_back_ends_all_the_same() {
     stage.end(&stop, task).await;
     assert_eq!((counters.events(), counters.waiting()), (0, 0));
     assert_eq!(dropped(&counters, Cause::Ended), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_whose_receiver_fails_at_once_ends_all_the_same() {
+    let mut stage = Stage::new();
+    let (counters, stop, task) = stage
+        .begin_with("otlp: {endpoint: 'http://localhost:1', headers_file: /none}")
+        .await;
+    stage.publish(10);
+    until(|| !counters.up()).await;
+    stage.end(&stop, task).await;
+    assert_eq!((counters.events(), counters.waiting()), (0, 0));
+    assert_eq!(dropped(&counters, Cause::Ended), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_had_that_was_cut_is_counted() {
+    let mut stage = Stage::new();
+    let place = stage.directory.path().join("place");
+    std::fs::write(&place, "").expect("a file");
+    let (counters, _stop, task) = stage.begin(&place.join("audit.jsonl")).await;
+    stage.publish(10);
+    until(|| !counters.up()).await;
+    // These stay in the queue, and of those some find no room there.
+    stage.publish(1000);
+    task.abort();
+    _ = task.await;
+    counters.closed(Cause::Ended);
+    assert_eq!((counters.events(), counters.waiting()), (0, 0));
+    let all: u64 = counters.drops().map(|(_, count)| count).sum();
+    assert_eq!(all, 1010);
+}
+
+/// Answers each request of HTTP with the next of the statuses, and then with the last one.
+async fn collector(statuses: &'static [&'static str]) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let mut statuses = statuses.iter();
+        let mut status = "200 OK";
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut stream = BufReader::new(stream);
+            let (mut line, mut length) = (String::new(), 0);
+            while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
+                if let Some(value) = line.strip_prefix("content-length: ") {
+                    length = value.trim().parse().expect("a length");
+                }
+                if line == "\r\n" {
+                    let mut body = vec![0; length];
+                    stream.read_exact(&mut body).await.expect("a body");
+                    status = statuses.next().copied().unwrap_or(status);
+                    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                    stream.write_all(answer.as_bytes()).await.expect("sent");
+                }
+                line.clear();
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_a_collector_refuses_costs_itself_alone() {
+    let mut stage = Stage::new();
+    let address = collector(&["400 Bad Request", "200 OK"]).await;
+    let (counters, stop, task) = stage
+        .begin_with(&format!(
+            "otlp: {{endpoint: 'http://{address}', protocol: http}}"
+        ))
+        .await;
+    stage.publish(600);
+    until(|| counters.events() == 88).await;
+    stage.end(&stop, task).await;
+    assert_eq!(dropped(&counters, Cause::Refused), 512);
+    assert_eq!((counters.events(), counters.waiting()), (88, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sums_are_sent_once_more_at_the_end_and_what_they_do_not_bring_is_counted() {
+    let collector = collector(&["200 OK"]).await;
+    for (address, events) in [(collector.to_string(), 23), ("127.0.0.1:1".to_owned(), 0)] {
+        let mut stage = Stage::new();
+        let (counters, stop, task) = stage
+            .begin_with(&format!(
+                "otlp: {{endpoint: 'http://{address}', protocol: http, signal: metrics, interval: 1h}}"
+            ))
+            .await;
+        stage.publish(23);
+        stage.end(&stop, task).await;
+        assert_eq!((counters.events(), counters.waiting()), (events, 0));
+        assert_eq!(dropped(&counters, Cause::Ended), 23 - events);
+        assert_eq!(counters.bytes() > 0, events > 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -221,6 +221,13 @@ fn wrong<T>(field: &str, problem: impl Into<String>) -> Result<T, Wrong> {
     Err((field.to_owned(), problem.into()))
 }
 
+/// Whether an address has a user, and maybe a password, before its host.
+fn names_user(url: &str) -> bool {
+    let behind = url.split_once("://").map_or(url, |(_, behind)| behind);
+    let authority = behind.split(['/', '?', '#']).next();
+    authority.is_some_and(|authority| authority.contains('@'))
+}
+
 impl FileEntry {
     pub(super) fn receiver(&self) -> Result<Receiver, Wrong> {
         if !self.path.is_absolute() || self.path.file_name().is_none() {
@@ -229,6 +236,17 @@ impl FileEntry {
                 "path",
                 format!(
                     "`{path}` is no absolute path of a file; write one such as /var/log/dinle/events.jsonl"
+                ),
+            );
+        }
+        if let Some(ending) = ["gz", "part"]
+            .into_iter()
+            .find(|ending| self.path.extension().is_some_and(|own| own == *ending))
+        {
+            return wrong(
+                "path",
+                format!(
+                    "ends in .{ending}, which old files that are compressed end in: use another ending, such as .jsonl"
                 ),
             );
         }
@@ -287,6 +305,12 @@ impl OtlpEntry {
             protocol,
             ..
         } = self;
+        if names_user(endpoint) {
+            return wrong(
+                "endpoint",
+                "has a user in it, which would be logged: write a header `authorization: …` into a file, and name that in headers_file",
+            );
+        }
         let uri: Option<Uri> = endpoint.parse().ok();
         let uri = uri.filter(|uri| {
             matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
@@ -411,6 +435,12 @@ impl NatsEntry {
     pub(super) fn receiver(&self) -> Result<Receiver, Wrong> {
         let Self { url, subject, .. } = self;
         let secure = url.starts_with("tls://");
+        if url.split(',').any(names_user) {
+            return wrong(
+                "url",
+                "has a user in it, which would be logged: write user and password into two lines of a file, or a token into one, and name that in password_file",
+            );
+        }
         if url
             .split(',')
             .any(|url| !(url.starts_with("nats://") || url.starts_with("tls://")) || url.len() < 8)
@@ -426,6 +456,12 @@ impl NatsEntry {
             return wrong("subject", problem);
         }
         self.tls.check(secure)?;
+        if self.tls.server_name.is_some() {
+            return wrong(
+                "tls.server_name",
+                "is not for NATS: its clients take the name in url, so write the certificate's name there",
+            );
+        }
         Ok(Receiver::Nats(NatsSink {
             url: url.clone(),
             subject: subject.clone(),

@@ -150,6 +150,20 @@ fn receivers_have_their_bounds() {
             "file.max_bytes: is 1024; use 65536 or more",
         ),
         ("file: {path: /a, max_age: 1ms}", "file.max_age"),
+        ("file: {path: /a.gz}", "file.path: ends in .gz"),
+        ("file: {path: /a.part}", "file.path: ends in .part"),
+        (
+            "otlp: {endpoint: 'https://me:secret@c:4317'}",
+            "otlp.endpoint: has a user in it",
+        ),
+        (
+            "nats: {url: 'nats://a:4222,nats://me:secret@b:4222', subject: x}",
+            "nats.url: has a user in it",
+        ),
+        (
+            "nats: {url: 'tls://a:4222', subject: x, tls: {server_name: b}}",
+            "nats.tls.server_name: is not for NATS",
+        ),
         ("file: {path: /a, keep: 5000}", "file.keep"),
         ("otlp: {endpoint: 'collector:4317'}", "otlp.endpoint"),
         (
@@ -180,5 +194,6 @@ fn receivers_have_their_bounds() {
             told[0].contains(&format!("exporters[0].{expected}")),
             "{told:?}"
         );
+        assert!(!told[0].contains("secret"), "{told:?}");
     }
 }

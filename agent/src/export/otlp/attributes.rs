@@ -93,12 +93,20 @@ pub(super) fn resource(
     };
     own.text("k8s.pod.uid", &*known.pod_uid);
     own.text("container.id", &*known.container_id);
-    own.text("container.image.name", &*known.image);
-    if let Some(owner) = &known.owner {
-        own.text(
-            format!("k8s.{}.name", owner.kind.to_lowercase()),
-            &*owner.name,
-        );
+    let (image, tag) = parted(&known.image);
+    own.text("container.image.name", image);
+    if let Some(tag) = tag {
+        own.texts("container.image.tags", &[tag.to_owned()]);
+    }
+    // Whose owner is the node is in the node's own files.
+    if let Some(owner) = known.owner.as_ref().filter(|owner| owner.kind != "Node") {
+        match owner_name(&owner.kind) {
+            Some(key) => own.text(key, &*owner.name),
+            None => {
+                own.text("dinle.k8s.owner.kind", &*owner.kind);
+                own.text("dinle.k8s.owner.name", &*owner.name);
+            }
+        }
         own.text("service.name", &*owner.name);
         own.text("service.namespace", &*name.namespace);
     }
@@ -108,6 +116,33 @@ pub(super) fn resource(
         own.text(format!("k8s.pod.label.{label}"), text);
     }
     own
+}
+
+/// What the conventions call the name of an owner of that kind.
+fn owner_name(kind: &str) -> Option<&'static str> {
+    Some(match kind {
+        "CronJob" => "k8s.cronjob.name",
+        "DaemonSet" => "k8s.daemonset.name",
+        "Deployment" => "k8s.deployment.name",
+        "Job" => "k8s.job.name",
+        "ReplicaSet" => "k8s.replicaset.name",
+        "ReplicationController" => "k8s.replicationcontroller.name",
+        "StatefulSet" => "k8s.statefulset.name",
+        _ => return None,
+    })
+}
+
+/// The name and the tag of an image. The container's runtime may tell a digest alone, or with a name.
+fn parted(image: &str) -> (&str, Option<&str>) {
+    if image.starts_with("sha256:") {
+        return (image, None);
+    }
+    let image = image.split_once('@').map_or(image, |(name, _)| name);
+    match image.rsplit_once(':') {
+        // Not the port of a registry.
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (image, None),
+    }
 }
 
 /// What happened.
@@ -166,10 +201,7 @@ pub(super) fn event(event: &v1::Event) -> Attributes {
         }
         Some(Detail::TcpSession(session)) => {
             tcp(&mut own, &session.local, &session.remote);
-            own.text(
-                "network.connection.state",
-                plain(session.state().as_str_name(), "TCP_STATE_"),
-            );
+            own.text("network.connection.state", state(session.state()));
             own.number("dinle.tcp.bytes_sent", session.bytes_sent);
             own.number("dinle.tcp.bytes_received", session.bytes_received);
             own.number("dinle.tcp.retransmits", session.retransmits);
@@ -182,19 +214,13 @@ pub(super) fn event(event: &v1::Event) -> Attributes {
         Some(Detail::TcpReset(reset)) => {
             tcp(&mut own, &reset.local, &reset.remote);
             own.text("network.io.direction", direction(reset.direction()));
-            own.text(
-                "network.connection.state",
-                plain(reset.state().as_str_name(), "TCP_STATE_"),
-            );
+            own.text("network.connection.state", state(reset.state()));
             own.text("dinle.tcp.reset.reason", &*reset.reason);
         }
         Some(Detail::TcpRetransmit(again)) => {
             tcp(&mut own, &again.local, &again.remote);
             own.text("network.io.direction", "transmit");
-            own.text(
-                "network.connection.state",
-                plain(again.state().as_str_name(), "TCP_STATE_"),
-            );
+            own.text("network.connection.state", state(again.state()));
             own.number("dinle.tcp.bytes", again.bytes);
         }
         Some(Detail::BlockIo(io)) => {
@@ -237,6 +263,24 @@ pub(super) fn plain(name: &str, prefix: &str) -> String {
     match name.strip_prefix(prefix).unwrap_or(name) {
         "UNSPECIFIED" => String::new(),
         name => name.to_lowercase(),
+    }
+}
+
+/// A state as the conventions name it.
+fn state(state: v1::TcpState) -> &'static str {
+    match state {
+        v1::TcpState::Unspecified => "",
+        v1::TcpState::Established => "established",
+        v1::TcpState::SynSent => "syn_sent",
+        v1::TcpState::SynRecv | v1::TcpState::NewSynRecv => "syn_received",
+        v1::TcpState::FinWait1 => "fin_wait_1",
+        v1::TcpState::FinWait2 => "fin_wait_2",
+        v1::TcpState::TimeWait => "time_wait",
+        v1::TcpState::Close => "closed",
+        v1::TcpState::CloseWait => "close_wait",
+        v1::TcpState::LastAck => "last_ack",
+        v1::TcpState::Listen => "listen",
+        v1::TcpState::Closing => "closing",
     }
 }
 
@@ -312,5 +356,63 @@ fn protocol(own: &mut Attributes, protocol: u32, ether_type: u32) {
         IPV4 => own.text("network.type", "ipv4"),
         IPV6 => own.text("network.type", "ipv6"),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_has_a_name_and_maybe_a_tag() {
+        for (image, name, tag) in [
+            (
+                "registry.example/web:3.2",
+                "registry.example/web",
+                Some("3.2"),
+            ),
+            ("localhost:5000/web", "localhost:5000/web", None),
+            (
+                "localhost:5000/web:3@sha256:ab",
+                "localhost:5000/web",
+                Some("3"),
+            ),
+            ("web@sha256:ab", "web", None),
+            ("sha256:ab", "sha256:ab", None),
+            ("", "", None),
+        ] {
+            assert_eq!(parted(image), (name, tag), "{image}");
+        }
+    }
+
+    #[test]
+    fn an_owner_is_named_as_the_conventions_say() {
+        let keys = |kind: &str| -> Vec<String> {
+            let known = v1::Workload {
+                owner: Some(v1::Owner {
+                    kind: kind.to_owned(),
+                    name: "web".to_owned(),
+                }),
+                ..v1::Workload::default()
+            };
+            let name = v1::WorkloadName::default();
+            let all = resource("n", &name, Some(&known)).0.into_iter();
+            all.map(|one| one.key).collect()
+        };
+        assert_eq!(
+            keys("StatefulSet"),
+            ["k8s.node.name", "k8s.statefulset.name", "service.name"]
+        );
+        assert_eq!(
+            keys("Rollout"),
+            [
+                "k8s.node.name",
+                "dinle.k8s.owner.kind",
+                "dinle.k8s.owner.name",
+                "service.name"
+            ]
+        );
+        // A static pod.
+        assert_eq!(keys("Node"), ["k8s.node.name"]);
     }
 }

@@ -1,6 +1,10 @@
 //! The way to a collector. What it answers decides whether the same is sent again, as <https://opentelemetry.io/docs/specs/otlp/> says.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{
+    collections::HashMap,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry_proto::tonic::collector::{
@@ -41,11 +45,23 @@ enum Way {
 pub(super) struct Client {
     sink: OtlpSink,
     way: Option<Way>,
+    /// When the files that it was opened with were changed.
+    files: Files,
+    /// It has been told that the collector's answers cannot be read.
+    odd: bool,
 }
+
+/// When files were changed: headers, and those of TLS.
+type Files = [Option<SystemTime>; 4];
 
 impl Client {
     pub(super) fn new(sink: OtlpSink) -> Self {
-        Self { sink, way: None }
+        Self {
+            sink,
+            way: None,
+            files: Files::default(),
+            odd: false,
+        }
     }
 
     pub(super) async fn logs(
@@ -94,15 +110,25 @@ impl Client {
         )
     }
 
-    /// The connection, a new one if need be. Files are read for each.
+    /// The connection, a new one if need be. Files are read for each, and one that has changed makes a new one.
     fn way(&mut self) -> Result<&mut Way, Failure> {
+        let files = self.files();
         let way = match self.way.take() {
-            Some(way) => way,
-            None => self
+            Some(way) if files == self.files => way,
+            _ => self
                 .open()
                 .map_err(|problem| Failure::later(Cause::Unavailable, problem))?,
         };
+        self.files = files;
         Ok(self.way.insert(way))
+    }
+
+    fn files(&self) -> Files {
+        let OtlpSink {
+            headers_file, tls, ..
+        } = &self.sink;
+        [headers_file, &tls.ca_file, &tls.cert_file, &tls.key_file]
+            .map(|path| std::fs::metadata(path.as_ref()?).ok()?.modified().ok())
     }
 
     fn open(&self) -> Result<Way, String> {
@@ -159,6 +185,12 @@ impl Client {
         let mut problem = format!("{:?}: {}", status.code(), status.message());
         if let Some(source) = std::error::Error::source(&status) {
             problem = format!("{problem}: {}", crate::export::sentence(source));
+            // Not an answer: the connection broke.
+            return Err(Failure::later(Cause::Unavailable, problem));
+        }
+        // Nor is what the generated client says by itself.
+        if status.message().starts_with("Service was not ready") {
+            return Err(Failure::later(Cause::Unavailable, problem));
         }
         let pause = status
             .get_details_retry_info()
@@ -173,6 +205,10 @@ impl Client {
             // A server that says when is one that takes it then.
             Code::ResourceExhausted if pause.is_some() => {
                 Err(again(Cause::Unavailable, problem, pause))
+            }
+            // A new token may come any time, and would be read then.
+            Code::Unauthenticated | Code::PermissionDenied => {
+                Err(again(Cause::Refused, problem, pause))
             }
             _ => Err(Failure::never(Cause::Refused, problem)),
         }
@@ -208,20 +244,29 @@ impl Client {
             body,
         } = answer;
         if status.is_success() {
-            return T::decode(body).map_err(|error| {
-                Failure::later(
-                    Cause::Unavailable,
-                    format!("the answer cannot be read: {error}"),
-                )
+            // It has taken them, whatever else it says: sent again, they would be there twice.
+            return Ok(match body.map(T::decode) {
+                Some(Ok(answer)) => answer,
+                _ => {
+                    if !std::mem::replace(&mut self.odd, true) {
+                        tracing::warn!(
+                            endpoint = %self.sink.endpoint,
+                            %status,
+                            "what the collector answers is not OTLP's protobuf: whether it throws something away is not known"
+                        );
+                    }
+                    T::default()
+                }
             });
         }
         self.way = None;
-        let problem = match tonic_types::pb::Status::decode_message(body) {
+        let problem = match body.and_then(tonic_types::pb::Status::decode_message) {
             Some(text) => format!("HTTP {status}: {text}"),
             None => format!("HTTP {status}"),
         };
         match status.as_u16() {
             429 | 502 | 503 | 504 => Err(again(Cause::Unavailable, problem, retry_after)),
+            401 | 403 => Err(again(Cause::Refused, problem, retry_after)),
             _ => Err(Failure::never(Cause::Refused, problem)),
         }
     }
@@ -283,7 +328,126 @@ fn parse_headers(text: &str) -> Result<HeaderMap, String> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        spawn,
+        task::JoinHandle,
+    };
+
     use super::*;
+    use crate::{
+        export::{Receiver, parse},
+        filter::Limits,
+    };
+
+    fn client(listener: &TcpListener, more: &str) -> Client {
+        let text = format!(
+            "exporters:\n- name: a\n  kinds: [exec]\n  otlp: {{endpoint: 'http://{}', {more}}}\n",
+            listener.local_addr().expect("an address")
+        );
+        let specs = parse(&text, &Limits::default()).expect("a good file");
+        let Receiver::Otlp(sink) = specs[0].receiver.clone() else {
+            panic!("{specs:?}")
+        };
+        Client::new(sink)
+    }
+
+    /// Answers one request of each connection with the same bytes, and gives what was asked.
+    fn answering(listener: TcpListener, answer: impl Into<Vec<u8>>) -> JoinHandle<Vec<String>> {
+        let answer = answer.into();
+        spawn(async move {
+            let mut asked = Vec::new();
+            while let Ok(Ok((mut stream, _))) =
+                timeout(Duration::from_secs(1), listener.accept()).await
+            {
+                let mut request = vec![0; 64 << 10];
+                let read = stream.read(&mut request).await.expect("a request");
+                stream.write_all(&answer).await.expect("an answer");
+                asked.push(String::from_utf8_lossy(&request[..read]).into_owned());
+            }
+            asked
+        })
+    }
+
+    fn http(status: &str, body: &str) -> String {
+        let length = body.len();
+        format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}")
+    }
+
+    async fn listener() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").await.expect("a port")
+    }
+
+    #[tokio::test]
+    async fn what_was_under_way_when_a_connection_broke_is_sent_again() {
+        let listener = listener().await;
+        let mut client = client(&listener, "protocol: grpc");
+        // It has no settings, takes what comes, and goes.
+        answering(listener, [0, 0, 0, 4, 0, 0, 0, 0, 0]);
+        let failure = client
+            .logs(ExportLogsServiceRequest::default())
+            .await
+            .expect_err("no answer");
+        assert_eq!(failure.cause, Cause::Unavailable, "{failure:?}");
+        assert!(failure.again.is_some(), "{failure:?}");
+    }
+
+    #[tokio::test]
+    async fn who_is_not_let_in_tries_again_with_the_file_as_it_is_then() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("headers");
+        std::fs::write(&path, "x-token: old\n").expect("a file");
+        let listener = listener().await;
+        let more = format!("protocol: http, headers_file: {}", path.display());
+        let mut client = client(&listener, &more);
+        let asked = answering(listener, http("401 Unauthorized", ""));
+        for token in ["old", "new"] {
+            std::fs::write(&path, format!("x-token: {token}\n")).expect("a file");
+            let failure = client
+                .logs(ExportLogsServiceRequest::default())
+                .await
+                .expect_err("401");
+            assert_eq!(failure.cause, Cause::Refused, "{failure:?}");
+            assert!(failure.again.is_some(), "{failure:?}");
+        }
+        let asked = asked.await.expect("requests");
+        assert!(asked[0].contains("x-token: old") && asked[1].contains("x-token: new"));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_changes_is_read_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("headers");
+        std::fs::write(&path, "x-token: old\n").expect("a file");
+        let listener = listener().await;
+        let mut client = client(&listener, &format!("headers_file: {}", path.display()));
+        let token = |client: &mut Client| match client.way() {
+            Ok(Way::Grpc(_, headers)) => headers["x-token"].clone(),
+            _ => panic!("no way"),
+        };
+        assert_eq!(token(&mut client), "old");
+        std::fs::write(&path, "x-token: new\n").expect("a file");
+        let later = SystemTime::now() + Duration::from_secs(1);
+        let file = std::fs::File::options().write(true).open(&path);
+        let file = file.expect("a file");
+        file.set_modified(later).expect("a time");
+        assert_eq!(token(&mut client), "new");
+    }
+
+    #[tokio::test]
+    async fn what_a_collector_takes_is_taken_whatever_it_says() {
+        for body in ["{}", &"x".repeat(100_000)] {
+            let listener = listener().await;
+            let mut client = client(&listener, "protocol: http");
+            answering(listener, http("200 OK", body));
+            for _ in 0..2 {
+                let taken = client.logs(ExportLogsServiceRequest::default()).await;
+                assert_eq!(taken.expect("taken"), None);
+            }
+            assert!(client.odd);
+        }
+    }
 
     #[test]
     fn headers_are_lines() {

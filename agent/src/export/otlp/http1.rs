@@ -22,7 +22,8 @@ const ANSWER_BYTES: usize = 64 << 10;
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) retry_after: Option<Duration>,
-    pub(super) body: Bytes,
+    /// `None` if it is too long, or breaks off.
+    pub(super) body: Option<Bytes>,
 }
 
 /// A server and the connection to it, which is made when it is needed.
@@ -91,10 +92,14 @@ impl Http {
         let body = Limited::new(answer.into_body(), ANSWER_BYTES)
             .collect()
             .await;
+        if body.is_err() {
+            // What is left of it would stand before the next answer.
+            self.close();
+        }
         Ok(Answer {
             status,
             retry_after: retry_after.map(Duration::from_secs),
-            body: body.map_err(|error| error.to_string())?.to_bytes(),
+            body: body.ok().map(|body| body.to_bytes()),
         })
     }
 

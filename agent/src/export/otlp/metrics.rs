@@ -11,7 +11,10 @@ use opentelemetry_proto::tonic::{
     },
     resource::v1::Resource,
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
 
 use super::{
     SCHEMA,
@@ -29,20 +32,29 @@ use crate::export::{
 /// Pods in one request: some 200 KiB, far below the 4 MiB that collectors take.
 const RESOURCES: usize = 64;
 
-/// Sends the sums again and again, until it is dropped.
+/// Sends the sums again and again, and when it is told to stop once more.
 pub(crate) async fn push(
     name: String,
     sink: OtlpSink,
     store: Arc<Store>,
     counters: Arc<Counters>,
     node: String,
+    mut stop: watch::Receiver<bool>,
 ) {
     let mut ticks = interval(sink.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut client = Client::new(sink);
     let mut failing = false;
-    loop {
-        ticks.tick().await;
+    let mut last = false;
+    // Events in the sums that were taken.
+    let mut told = 0;
+    while !last {
+        last = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => true,
+            _ = ticks.tick() => false,
+        };
+        let events = store.taken();
         let mut sent = Ok(None);
         let mut left = resources(&store, &node);
         while !left.is_empty() && sent.is_ok() {
@@ -64,6 +76,8 @@ pub(crate) async fn push(
         }
         match sent {
             Ok(_) => {
+                counters.counted(events - told);
+                told = events;
                 if std::mem::take(&mut failing) {
                     tracing::info!(exporter = name, "sums are taken again");
                 }
@@ -86,7 +100,7 @@ pub(crate) async fn push(
 
 /// A resource for each pod.
 fn resources(store: &Store, node: &str) -> Vec<ResourceMetrics> {
-    let (start, now) = (nanos(store.began), nanos(SystemTime::now()));
+    let now = nanos(SystemTime::now());
     let mut pods: BTreeMap<(String, String), Vec<Metric>> = BTreeMap::new();
     for (definition, series) in store.families() {
         let mut of_pods: BTreeMap<(String, String), Vec<Series>> = BTreeMap::new();
@@ -97,7 +111,7 @@ fn resources(store: &Store, node: &str) -> Vec<ResourceMetrics> {
         for (pod, series) in of_pods {
             pods.entry(pod)
                 .or_default()
-                .push(metric(definition, &series, start, now));
+                .push(metric(definition, &series, now));
         }
     }
     let resource_metrics = pods
@@ -132,7 +146,7 @@ fn resource(node: &str, namespace: String, pod: String) -> Attributes {
     attributes::resource(node, &name, None)
 }
 
-fn metric(definition: &Definition, series: &[Series], start: u64, now: u64) -> Metric {
+fn metric(definition: &Definition, series: &[Series], now: u64) -> Metric {
     let aggregation_temporality = AggregationTemporality::Cumulative.into();
     let labels = |series: &Series| {
         let mut own = Attributes::default();
@@ -147,7 +161,7 @@ fn metric(definition: &Definition, series: &[Series], start: u64, now: u64) -> M
         true => {
             let point = |series: &Series| HistogramDataPoint {
                 attributes: labels(series),
-                start_time_unix_nano: start,
+                start_time_unix_nano: nanos(series.since),
                 time_unix_nano: now,
                 count: series.point.count(),
                 sum: Some(sum(series)),
@@ -175,7 +189,7 @@ fn metric(definition: &Definition, series: &[Series], start: u64, now: u64) -> M
             };
             let point = |series: &Series| NumberDataPoint {
                 attributes: labels(series),
-                start_time_unix_nano: start,
+                start_time_unix_nano: nanos(series.since),
                 time_unix_nano: now,
                 value: Some(value(series)),
                 ..NumberDataPoint::default()

@@ -131,6 +131,7 @@ fn metric(definition: &Definition, series: &Series) -> Metric {
         pod,
         values,
         point,
+        since: _,
     } = series;
     let pair = |(name, value): (&str, &str)| LabelPair {
         name: Some(name.to_owned()),

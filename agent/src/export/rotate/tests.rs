@@ -1,4 +1,4 @@
-use std::io::Read as _;
+use std::{io::Read as _, os::unix::fs::PermissionsExt as _};
 
 use flate2::read::MultiGzDecoder;
 
@@ -158,4 +158,44 @@ fn a_directory_that_cannot_be_made_is_named() {
             .contains("file/events.jsonl cannot be opened"),
         "{error}"
     );
+}
+
+#[test]
+fn files_are_not_for_everybody() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = sink(&directory.path().join("new"));
+    let mut file = Rotated::new(config.clone());
+    file.write(b"aaaaaaaa\n").expect("room");
+    file.write(b"bbbbbbbb\n").expect("room");
+    drop(file);
+    let mode = |path: &Path| {
+        let metadata = fs::metadata(path).expect("it is there");
+        metadata.permissions().mode() & 0o777
+    };
+    let mut all = old_files(&config.path).expect("a directory");
+    assert_eq!(all.len(), 1);
+    all.push(config.path.clone());
+    for path in &all {
+        assert_eq!(mode(path) & !FILE_MODE, 0, "{}", path.display());
+    }
+    let parent = config.path.parent().expect("a directory");
+    assert_eq!(mode(parent) & !DIRECTORY_MODE, 0);
+}
+
+#[test]
+fn a_file_that_cannot_be_renamed_is_written_on_and_that_is_tried_again_later() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = FileSink {
+        // With a time in it, it is too long.
+        path: directory.path().join("x".repeat(250)),
+        ..sink(directory.path())
+    };
+    let mut file = Rotated::new(config.clone());
+    file.write(b"aaaaaaaa\n").expect("room");
+    file.write(b"bbbbbbbb\n").expect("room");
+    let again = file.turn_again;
+    assert!(again.is_some());
+    file.write(b"cccccccc\n").expect("room");
+    assert_eq!(file.turn_again, again);
+    assert_eq!(texts(&config), ["aaaaaaaa\nbbbbbbbb\ncccccccc\n"]);
 }

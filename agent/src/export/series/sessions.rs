@@ -7,10 +7,12 @@ use std::{
 
 use dinle_proto::v1;
 
+use crate::filter::INTERVAL_MAX;
+
 /// As many as the kernel half remembers; more are counted when they end.
 const SESSIONS_MAX: usize = 65_536;
-/// A session that goes on tells so at each interval. What is silent for so long has ended, and its end was lost.
-const SILENT: Duration = Duration::from_secs(3600);
+/// A session that goes on tells so at each interval, and one report may be lost. What is silent for so long has ended, and its end was lost.
+const SILENT: Duration = INTERVAL_MAX.saturating_mul(3);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Sums {
@@ -112,5 +114,14 @@ mod tests {
         assert_eq!(told(session(2, 1000, true), true), (false, 0));
         assert_eq!(told(session(2, 1010, false), true), (false, 10));
         assert_eq!(told(session(3, 1000, false), true), (false, 0));
+    }
+
+    #[test]
+    fn one_that_tells_as_seldom_as_is_allowed_is_not_forgotten() {
+        let mut sessions = Sessions::default();
+        sessions.news(7, &session(1, 100, true), false);
+        sessions.sweep(Instant::now() + 2 * INTERVAL_MAX);
+        let News { begins, sums } = sessions.news(7, &session(1, 150, true), false);
+        assert_eq!((begins, sums.sent), (false, 50));
     }
 }

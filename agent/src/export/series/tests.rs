@@ -126,3 +126,26 @@ fn values_that_nobody_knows_beforehand_are_bounded_too() {
     );
     assert!(series.iter().any(|series| series.values == [REST]));
 }
+
+#[test]
+fn who_gets_series_anew_begins_anew() {
+    let (store, _) = store(1, Duration::from_secs(3600));
+    let since = |pod: &str| {
+        let families = store.families();
+        let mut series = families.iter().flat_map(|(_, series)| series);
+        series
+            .find(|series| series.pod == pod)
+            .map(|series| series.since)
+    };
+    times(&store, "a", 1);
+    let first = since("a").expect("a");
+    times(&store, "b", 10);
+    store.sweep(Instant::now());
+    times(&store, "b", 1);
+    assert_eq!(since("a"), None);
+    assert!(since("b").expect("b") > first && since(REST).expect("the rest") < first);
+    times(&store, "a", 100);
+    store.sweep(Instant::now());
+    times(&store, "a", 1);
+    assert!(since("a").expect("a") > first);
+}
