@@ -9,8 +9,9 @@ use dinle_proto::v1;
 
 /// As many as the kernel half remembers: some 10 MiB. More are counted when they end.
 const SESSIONS_MAX: usize = 65_536;
-/// A session that goes on tells so at each interval. What is silent for so long has ended, and its end was lost.
-const SILENT: Duration = Duration::from_secs(3600);
+/// A session that goes on tells so at each interval, of an hour at most, and one report may be lost. What is silent for longer has ended, and its
+/// end was lost.
+const SILENT: Duration = Duration::from_secs(3 * 3600);
 /// Time between two looks at who is silent.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -237,7 +238,7 @@ mod tests {
         };
         assert_eq!(told(0, 1), 1);
         assert_eq!(told(30, 2), 2);
-        assert_eq!(told(3_500, 2), 2, "it goes on");
-        assert_eq!(told(3_601, 3), 2);
+        assert_eq!(told(2 * 3_600, 2), 2, "it goes on");
+        assert_eq!(told(3 * 3_600, 3), 2);
     }
 }

@@ -80,6 +80,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "filter",
             "hub",
             "json",
+            "sessions",
             "tokio",
             "tonic",
             "workload",

@@ -4,7 +4,6 @@
 //! that loses them goes on in the rest. So no series ever falls, and the sum of all rates is right at any time.
 
 mod count;
-mod sessions;
 
 use std::{
     borrow::Cow,
@@ -19,8 +18,7 @@ use std::{
 use dinle_proto::v1;
 
 use super::config::SeriesSink;
-use crate::workload::Index;
-use sessions::Sessions;
+use crate::{sessions::Sessions, workload::Index};
 
 /// Pods without series of their own of which it is remembered how much they did, in each family.
 const CANDIDATES_MAX: usize = 4096;
@@ -293,12 +291,7 @@ impl Store {
             .collect();
         let mut inner = self.inner();
         inner.swept = now;
-        let Inner {
-            families,
-            sessions,
-            gone,
-            ..
-        } = &mut *inner;
+        let Inner { families, gone, .. } = &mut *inner;
         let counted = families
             .iter()
             .flat_map(|family| family.pods.keys().chain(family.candidates.keys()));
@@ -317,7 +310,6 @@ impl Store {
         for family in families {
             family.sweep(&over, self.config.top);
         }
-        sessions.sweep(now);
     }
 
     /// Everything that there is, in order.

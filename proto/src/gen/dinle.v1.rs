@@ -2146,7 +2146,8 @@ pub mod observer_client {
                 .insert(GrpcMethod::new("dinle.v1.Observer", "ListWorkloads"));
             self.inner.unary(req, path, codec).await
         }
-        /// Tells how the agent itself is doing.
+        /// Tells how the agent itself is doing. What is about the whole node (programs, losses, budget, pod_source, cgroups, cgroups_in_scope) is left
+        /// out for callers who may not watch anything in all namespaces.
         pub async fn get_status(
             &mut self,
             request: impl tonic::IntoRequest<super::GetStatusRequest>,

@@ -7,10 +7,8 @@ use std::{
 
 use dinle_proto::v1::{self, event::Detail};
 
-use super::{
-    BUCKETS, Exemplar, Family, HOST, Inner, Of, Point, SeriesSink, UNKNOWN, Values, sessions::News,
-};
-use crate::errno;
+use super::{BUCKETS, Exemplar, Family, HOST, Inner, Of, Point, SeriesSink, UNKNOWN, Values};
+use crate::{errno, sessions::News};
 
 /// Who did it: `namespace/pod`, or `/(host)`.
 fn pod(event: &v1::Event) -> String {
@@ -129,7 +127,7 @@ pub(super) fn event(inner: &mut Inner, event: &v1::Event, config: &SeriesSink, b
                 .and_then(|duration| Duration::try_from(duration).ok());
             let start = duration.and_then(|duration| time(event).checked_sub(duration));
             let before = session.began_before || start.is_some_and(|start| start < began);
-            let News { begins, sums } = sessions.news(event.cgroup_id, session, before);
+            let News { begins, sums, .. } = sessions.news("", event.cgroup_id, session, before);
             if begins {
                 let direction = plain(session.direction().as_str_name(), "TCP_DIRECTION_");
                 own.at(Of::Connections, vec![direction], 1).exemplar =
