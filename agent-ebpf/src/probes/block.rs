@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 use dinle_ebpf::{
-    BlockIo, Kind, Narrowing, Task,
+    BlockIo, Kind, Narrowing,
     block::{BUCKETS, BlockKey, BlockSum, DISK_NAME_LEN, REQUESTS_MAX, Request, SUMS_MAX},
     offsets::MISSING,
 };
