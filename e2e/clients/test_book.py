@@ -78,6 +78,8 @@ def reads(shop):
     blocks = ROOT / "target/book-blocks"
     blocks.write_bytes(bytes(2 * 4096))
     subprocess.run(["sync", blocks], check=True)
+    # The program is in memory from then on, and is not read by the pod.
+    subprocess.run(["dd", "if=/dev/null", "of=/dev/null", "status=none"], check=True)
     try:
         shop.run("dd", f"if={blocks}", "of=/dev/null", "bs=4096", "count=2", "iflag=direct", "status=none")
     finally:
