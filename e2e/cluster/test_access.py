@@ -65,6 +65,10 @@ def user(name: str) -> dict:
     return {"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": name}
 
 
+def group(name: str) -> dict:
+    return {"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": name}
+
+
 # Who may what: name, role, and in which namespaces; None: in all.
 VIEWER, DEBUGGER = f"{RELEASE}-dinle-viewer", f"{RELEASE}-dinle-debugger"
 BOUND = [
@@ -111,6 +115,7 @@ def guarded(kubectl, helm, authority):
             *accounts,
         )
         own = [role("network", "tcp", "drop"), *bindings, binding("RoleBinding", SHOP, "jane", VIEWER, user("jane"))]
+        own.append(binding("RoleBinding", BANK, "auditors", f"{RELEASE}-network", group("auditors")))
         try:
             kubectl.create(*own)
             given = {
@@ -301,6 +306,42 @@ def test_who_may_what_is_what_the_cluster_says(kubectl, observer, v1, name, name
         assert details.startswith(f"{full_name(name)} may not watch {missing}"), details
 
 
+# One kind of each sensor, and whether it has something that only some may see.
+SENSORS = {"process": ("EXEC", True), "file": ("FILE_OPEN", True), "tcp": ("TCP_SESSION", False), "block": ("BLOCK_IO", False), "drop": ("DROP", False)}
+# Which sensors each of the roles has, and whether with all that there is to see.
+ROLES = {VIEWER: (set(SENSORS), False), DEBUGGER: (set(SENSORS), True), f"{RELEASE}-network": ({"tcp", "drop"}, False)}
+
+
+@pytest.mark.parametrize("sensor", SENSORS)
+@pytest.mark.parametrize("name", ["viewer", "debugger", "both", "network", "everywhere", "nobody"])
+def test_each_sensor_in_each_namespace_is_for_whom_the_cluster_says(kubectl, observer, v1, name, sensor):
+    [role_name, bound] = next(([role_name, bound] for own, role_name, bound in BOUND if own == name), (None, []))
+    sensors, whole = ROLES.get(role_name, (set(), False))
+    granted = set() if sensor not in sensors else {SHOP, BANK} if bound is None else set(bound)
+    kind, has_arguments = SENSORS[sensor]
+    metadata = bearing(token(kubectl, name))
+    for namespaces in ([SHOP], [BANK], [SHOP, BANK], []):
+        request = v1.SubscribeRequest(kinds=[getattr(v1, f"KIND_{kind}")], selector=v1.Selector(namespaces=namespaces))
+
+        def explain():
+            return observer.Explain(v1.ExplainRequest(request=request), metadata=metadata).plan
+
+        # Of all of them, those are heard that may be.
+        if granted >= set(namespaces) and granted:
+            notes = explain().notes
+            redacted = [note for note in notes if "are left out in" in note]
+            assert bool(redacted) == (has_arguments and not whole), notes
+            left_out = [note for note in notes if note.startswith("left out")]
+            # Others have pods there, too, as the agents have.
+            assert bool(left_out) == (not namespaces and bound is not None), notes
+        else:
+            code, details = refusal(explain)
+            assert code == PERMISSION_DENIED, details
+            missing = [f"in namespace {one}" for one in namespaces if one not in granted] or ["in all namespaces"]
+            told = [f"{full_name(name)} may not watch {sensor}.dinle.dev {one}" for one in missing]
+            assert any(details.startswith(one) for one in told), details
+
+
 def test_processes_outside_pods_are_for_who_may_everywhere(kubectl, observer, v1):
     host = v1.HOST_PROCESSES_INCLUDE
     code, details = refusal(lambda: Stream(observer, v1, bearing(token(kubectl, "both")), [SHOP], host_processes=host))
@@ -487,6 +528,11 @@ def test_a_certificate_is_a_name_too(kubectl, guarded, authority, v1):
                 opened.until(lambda: ticks(opened, SHOP), PATIENCE_SECONDS, "a tick")
             code, details = refusal(lambda: Stream(jane, v1, [], [BANK]))
             assert (code, details) == (PERMISSION_DENIED, f"jane may not watch process.dinle.dev in namespace {BANK}")
+            with over_tls(addresses[node], authority, v1, authority.sign("kim", "/CN=kim/O=auditors")) as kim:
+                with stream(kim, v1, [], [BANK], [v1.KIND_TCP_SESSION]) as opened:
+                    assert opened.plan.stream_id
+                code, details = refusal(lambda: Stream(kim, v1, [], [BANK]))
+                assert (code, details) == (PERMISSION_DENIED, f"kim may not watch process.dinle.dev in namespace {BANK}")
             # Who shows both is who the token says.
             with stream(jane, v1, bearing(token(kubectl, "both")), [BANK]) as opened:
                 assert opened.plan.stream_id
