@@ -65,6 +65,8 @@ class Terminal:
             stdout=self.slave,
             stderr=self.slave,
             env={**names, "TERM": "xterm-256color", **environment},
+            # Whatever started the tests in the background may have had it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.reader = threading.Thread(target=self.read)
         self.reader.start()

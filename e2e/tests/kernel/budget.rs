@@ -185,3 +185,53 @@ fn over_the_budget_a_stream_is_told_less_and_afterwards_everything_again() {
         "{log}"
     );
 }
+
+#[test]
+fn far_over_the_budget_nothing_is_told_and_nothing_is_attached() {
+    // Less than it costs to listen at all.
+    let lab = Lab::with(&[
+        "--sensors",
+        "file",
+        "--budget-cpu",
+        "0.01",
+        "--linger",
+        "0s",
+    ]);
+    let mut stream = lab.agent.subscribe(opens());
+    let mut told = vec![Fidelity::Unspecified];
+    let load = Load::on(&lab);
+    stream.after(STEP_UP, "it is told nothing", |stream| {
+        let now = fidelity(stream);
+        if told.last() != Some(&now) {
+            told.push(now);
+        }
+        now == Fidelity::Detached
+    });
+    drop(load);
+    assert_eq!(
+        told,
+        [
+            Fidelity::Unspecified,
+            Fidelity::Sampled,
+            Fidelity::Counted,
+            Fidelity::Detached
+        ]
+    );
+    eventually("nothing but the tracker is attached", || {
+        let mut programs = lab.agent.status().programs.into_iter();
+        programs.all(|program| !program.attached || program.hook.starts_with("cgroup_"))
+    });
+    stream.heartbeat();
+    let before = stream.book(Kind::FileOpen);
+    let lost: u64 = before.lost.iter().map(|(_, count)| count).sum();
+    assert_eq!(before.matched, before.delivered + lost, "the books balance");
+    assert!(stream.told_lost(Kind::FileOpen, LossStage::RateLimit) > 0);
+    lab.app
+        .succeed(act(["file", "many", "300", "open", "/dev/zero", "0"]));
+    stream.heartbeat();
+    assert_eq!(
+        stream.book(Kind::FileOpen),
+        before,
+        "what happens now is neither told nor counted"
+    );
+}
