@@ -17,6 +17,7 @@ use dinle_proto::{
     v1::{self, subscribe_response::Message},
 };
 use futures::{Stream, stream};
+use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -37,6 +38,9 @@ pub use resume::Streams;
 
 /// A Plan names at most so many workloads: it should stay far below the 4 MiB that clients accept.
 const PLAN_WORKLOADS: usize = 500;
+
+/// How long a stream waits until the kernel reports what it asked for. That takes milliseconds, unless the reader stands still.
+const SETTLE: Duration = Duration::from_secs(30);
 
 /// What does not change while the agent runs.
 #[derive(Clone, Debug)]
@@ -173,7 +177,9 @@ impl Api {
             .hub
             .subscribe(asked.clone(), request.clone(), caller, grant)
             .map_err(|full| Status::resource_exhausted(full.to_string()))?;
-        if !self.settle.settle().await {
+        // Whoever waits holds a place.
+        let settled = timeout(SETTLE, self.settle.settle()).await;
+        if !settled.map_err(|_| unsettled(&self.hub.notes()))? {
             return Err(Status::unavailable("the agent is shutting down"));
         }
         let mut plan = self.plan(&request, &verdict, subscription.id());
@@ -419,6 +425,17 @@ impl Observer for Api {
         let capabilities = self.state.load().capabilities.clone();
         Ok(Response::new(v1::ListCapabilitiesResponse { capabilities }))
     }
+}
+
+/// UNAVAILABLE, with what the agent knows of the reason.
+fn unsettled(notes: &[String]) -> Status {
+    let reason = notes
+        .first()
+        .map_or("the agent's log may say why", String::as_str);
+    Status::unavailable(format!(
+        "nothing was attached for this stream in {} s: {reason}; try again",
+        SETTLE.as_secs()
+    ))
 }
 
 /// INVALID_ARGUMENT with the field as google.rpc.BadRequest has it.

@@ -377,3 +377,28 @@ async fn who_has_a_certificate_is_one_of_the_authenticated() {
     request.metadata_mut().insert("authorization", header);
     assert_eq!(admission.admit(&request).await.0.user, "joe");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_does_not_wait_for_ever_for_a_kernel_half_that_stands_still() {
+    let mut bed = bed();
+    let (settle, _calls) = Settle::new();
+    bed.api.settle = settle;
+    bed.cluster.allow("jane", "shop", &["process"]);
+    bed.api
+        .hub
+        .set_alarm(Some("the reader stands still".into()));
+    let refused = bed.subscribe("jane", asked(&["shop"], &[EXEC])).await;
+    let Err(refused) = refused else {
+        panic!("it is told that all is attached");
+    };
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert_eq!(
+        refused.message(),
+        "nothing was attached for this stream in 30 s: the reader stands still; try again"
+    );
+    assert_eq!(
+        bed.api.hub.board().listeners().count(),
+        0,
+        "its place is free"
+    );
+}

@@ -189,14 +189,7 @@ fn over_the_budget_a_stream_is_told_less_and_afterwards_everything_again() {
 #[test]
 fn far_over_the_budget_nothing_is_told_and_nothing_is_attached() {
     // Less than it costs to listen at all.
-    let lab = Lab::with(&[
-        "--sensors",
-        "file",
-        "--budget-cpu",
-        "0.01",
-        "--linger",
-        "0s",
-    ]);
+    let lab = Lab::with(&["--sensors", "file", "--budget-cpu", "0.01"]);
     let mut stream = lab.agent.subscribe(opens());
     let mut told = vec![Fidelity::Unspecified];
     let load = Load::on(&lab);
