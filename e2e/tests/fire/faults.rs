@@ -66,8 +66,10 @@ impl Lab {
         Producer::new(&self.tree, &self.app, self.dir.path(), 0, None, &work)
     }
 
+    /// One that loses nothing of its own while it is not read: there is room for all that a test does.
     fn subscribe(&self, kinds: &[Kind]) -> Stream {
         self.agent.subscribe(SubscribeRequest {
+            queue_bytes: 32 << 20,
             kinds: kinds.iter().map(|&kind| kind.into()).collect(),
             heartbeat_interval: Some(Duration::from_millis(100).try_into().unwrap()),
             ..shop()
