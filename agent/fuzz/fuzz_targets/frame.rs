@@ -133,6 +133,7 @@ impl Routed {
             let grant = Grant {
                 everywhere: Access { watch: kinds, args },
                 namespaces: HashMap::new(),
+                peers: HashMap::new(),
             };
             hub.subscribe(asked, request, v1::Caller::default(), grant)
                 .expect("there is room")
