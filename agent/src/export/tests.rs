@@ -108,6 +108,20 @@ impl Stage {
         self.publisher.flush();
     }
 
+    /// What is published is given up when an exporter ends whose receiver takes nothing.
+    async fn ends_without(
+        &mut self,
+        counters: Arc<Counters>,
+        stop: watch::Sender<bool>,
+        task: JoinHandle<()>,
+    ) {
+        self.publish(10);
+        until(|| !counters.up()).await;
+        self.end(&stop, task).await;
+        assert_eq!((counters.events(), counters.waiting()), (0, 0));
+        assert_eq!(dropped(&counters, Cause::Ended), 10);
+    }
+
     /// Tells the exporter to stop, and does what the reader does for it.
     async fn end(&mut self, stop: &watch::Sender<bool>, task: JoinHandle<()>) {
         stop.send_replace(true);
@@ -203,11 +217,7 @@ async fn an_exporter_whose_receiver_never_comes_back_ends_all_the_same() {
     let place = stage.directory.path().join("place");
     std::fs::write(&place, "").expect("a file");
     let (counters, stop, task) = stage.begin(&place.join("audit.jsonl")).await;
-    stage.publish(10);
-    until(|| !counters.up()).await;
-    stage.end(&stop, task).await;
-    assert_eq!((counters.events(), counters.waiting()), (0, 0));
-    assert_eq!(dropped(&counters, Cause::Ended), 10);
+    stage.ends_without(counters, stop, task).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -216,11 +226,7 @@ async fn one_whose_receiver_fails_at_once_ends_all_the_same() {
     let (counters, stop, task) = stage
         .begin_with("otlp: {endpoint: 'http://localhost:1', headers_file: /none}")
         .await;
-    stage.publish(10);
-    until(|| !counters.up()).await;
-    stage.end(&stop, task).await;
-    assert_eq!((counters.events(), counters.waiting()), (0, 0));
-    assert_eq!(dropped(&counters, Cause::Ended), 10);
+    stage.ends_without(counters, stop, task).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
