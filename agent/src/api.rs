@@ -3,6 +3,7 @@
 mod admit;
 mod audit;
 mod resume;
+mod size;
 
 use std::{
     pin::Pin,
@@ -35,6 +36,7 @@ use resume::{Connection, Token};
 
 pub use admit::Admission;
 pub use resume::Streams;
+pub use size::Measured;
 
 /// A Plan names at most so many workloads: it should stay far below the 4 MiB that clients accept.
 const PLAN_WORKLOADS: usize = 500;
@@ -162,14 +164,33 @@ impl Api {
         }
     }
 
+    /// INVALID_ARGUMENT with the field as google.rpc.BadRequest has it; RESOURCE_EXHAUSTED with the same if an agent that allows more would do it.
+    fn invalid(&self, error: &Invalid, within: &str) -> Status {
+        let Invalid {
+            field,
+            problem,
+            beyond,
+        } = error;
+        let field = format!("{within}{field}");
+        let details = ErrorDetails::with_bad_request_violation(&field, problem);
+        let code = match beyond {
+            Some(bound) => {
+                self.hub.refusals().beyond(*bound);
+                Code::ResourceExhausted
+            }
+            None => Code::InvalidArgument,
+        };
+        Status::with_error_details(code, format!("{field}: {problem}"), details)
+    }
+
     /// A stream with its plan before everything else, once the kernel reports what was asked for.
     async fn open(
         &self,
         asked: &v1::SubscribeRequest,
         admitted: &Admitted,
     ) -> Result<(Subscription, Option<(Token, Duration)>), Status> {
-        let request =
-            filter::Request::parse(asked, &self.limits).map_err(|error| invalid(&error, ""))?;
+        let request = filter::Request::parse(asked, &self.limits)
+            .map_err(|error| self.invalid(&error, ""))?;
         let verdict = self.admission.verdict(admitted, &request).await;
         let verdict = verdict.map_err(status)?;
         let (caller, grant) = (admitted.caller.clone(), verdict.grant.clone());
@@ -227,8 +248,8 @@ impl Api {
         }
         let plan = |asked: &v1::SubscribeRequest, grant: &Grant, id: u64| {
             // It was well when the stream began.
-            let request =
-                filter::Request::parse(asked, &self.limits).map_err(|error| invalid(&error, ""))?;
+            let request = filter::Request::parse(asked, &self.limits)
+                .map_err(|error| self.invalid(&error, ""))?;
             let verdict = Verdict {
                 grant: grant.clone(),
                 notes: auth::notes(&admitted.caller.user, grant, request.kinds),
@@ -330,7 +351,7 @@ impl Observer for Api {
         let admitted = admitted.map_err(status)?;
         let asked = request.into_inner().request.unwrap_or_default();
         let request = filter::Request::parse(&asked, &self.limits)
-            .map_err(|error| invalid(&error, "request."))?;
+            .map_err(|error| self.invalid(&error, "request."))?;
         let verdict = self.admission.verdict(&admitted, &request).await;
         Ok(Response::new(v1::ExplainResponse {
             plan: Some(self.plan(&request, &verdict.map_err(status)?, 0)),
@@ -343,7 +364,8 @@ impl Observer for Api {
     ) -> Result<Response<v1::ListWorkloadsResponse>, Status> {
         let grant = self.sight(&request).await?.1;
         let asked = request.into_inner().selector;
-        let selector = Selector::parse(asked.as_ref()).map_err(|error| invalid(&error, ""))?;
+        let selector = Selector::parse(asked.as_ref(), &self.limits)
+            .map_err(|error| self.invalid(&error, ""))?;
         let live = self.index.live();
         let matching = live.iter().filter(|live| {
             selector.matches(&live.workload) && !grant.of(&live.workload).watch.is_empty()
@@ -436,18 +458,6 @@ fn unsettled(notes: &[String]) -> Status {
         "nothing was attached for this stream in {} s: {reason}; try again",
         SETTLE.as_secs()
     ))
-}
-
-/// INVALID_ARGUMENT with the field as google.rpc.BadRequest has it.
-fn invalid(error: &Invalid, within: &str) -> Status {
-    let Invalid { field, problem } = error;
-    let field = format!("{within}{field}");
-    let details = ErrorDetails::with_bad_request_violation(&field, problem);
-    Status::with_error_details(
-        Code::InvalidArgument,
-        format!("{field}: {problem}"),
-        details,
-    )
 }
 
 #[cfg(test)]

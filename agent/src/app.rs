@@ -24,7 +24,7 @@ use tokio::{
 use tonic::transport::Server;
 
 use crate::{
-    api::{Admission, Api, Facts, Streams},
+    api::{Admission, Api, Facts, Measured, Streams},
     auth::{Auth, Reviewer},
     config::{AuthMode, Config, DRAIN},
     control::{self, Control, Settle},
@@ -48,9 +48,6 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Calls at a time on one connection, as many as streams can be open and then some.
 const CALLS: u32 = 128;
-
-/// Largest request, in bytes: all that its fields may have, full, is less.
-const REQUEST_BYTES: usize = 1 << 20;
 
 /// Runs the agent until it is told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -235,6 +232,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         settle,
         limits: config.request_limits(),
     };
+    let request_bytes = config.max_request_bytes as usize;
     let reflection = tonic_reflection::server::Builder::configure;
     let described = |builder: tonic_reflection::server::Builder<'static>| {
         builder
@@ -247,7 +245,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         // tonic takes none for no limit at all.
         .max_concurrent_streams(Some(CALLS))
-        .add_service(ObserverServer::new(api).max_decoding_message_size(REQUEST_BYTES))
+        .add_service(Measured::new(
+            ObserverServer::new(api).max_decoding_message_size(request_bytes),
+            hub.clone(),
+            request_bytes,
+        ))
         .add_service(health_service)
         .add_service(described(reflection()).build_v1().context("reflection")?)
         .add_service(

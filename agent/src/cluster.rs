@@ -23,7 +23,7 @@ use kube::{
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::filter::Selector;
+use crate::filter::{Limits, Selector};
 
 pub use names::contexts;
 pub use token::{TokenFrom, token_in};
@@ -152,7 +152,13 @@ impl Cluster {
     /// # Errors
     /// The selector is wrong: a sentence for each part of it.
     pub fn nodes(&self, selector: &v1::Selector) -> Result<Option<Nodes>, String> {
-        let parsed = Selector::parse(Some(selector)).map_err(|invalid| invalid.to_string())?;
+        // How much one may ask for is the agents' to say.
+        let limits = Limits {
+            elements_max: usize::MAX,
+            ..Limits::default()
+        };
+        let parsed =
+            Selector::parse(Some(selector), &limits).map_err(|invalid| invalid.to_string())?;
         let v1::Selector {
             namespaces,
             label_selector,

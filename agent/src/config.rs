@@ -144,6 +144,12 @@ pub struct Config {
     /// one. Those beyond are left out in the kernel, and counted as lost [default: no limit]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000_000), env = "DINLE_MAX_POD_EVENTS_PER_SECOND")]
     pub max_pod_events_per_second: Option<u32>,
+    /// Bytes that a request may have, from 4096 to 4194304. A larger one is not read.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = value_parser!(u64).range(4096..=4 << 20), env = "DINLE_MAX_REQUEST_BYTES")]
+    pub max_request_bytes: u64,
+    /// Elements that each list of a selector or a filter may have: an event is compared with all of them.
+    #[arg(long, value_name = "N", default_value_t = filter::Limits::ELEMENTS as u64, value_parser = value_parser!(u64).range(1..=4096), env = "DINLE_MAX_FILTER_ELEMENTS")]
+    pub max_filter_elements: u64,
     /// What programs in the kernel and the agent's own threads may take together, in per cent of one CPU. Above it the streams that cost most are
     /// told less, step by step: 100 events a second of each pod, counts alone, nothing; and more again when there is room. Programs are measured
     /// where the agent has CAP_SYS_ADMIN, or the node sets kernel.bpf_stats_enabled=1 [default: no budget]
@@ -267,6 +273,7 @@ impl Config {
             // What does not fit into an empty agent is no matter of time.
             queue_bytes_max: most.min(self.max_queue_bytes),
             events_per_second_max: self.max_events_per_second,
+            elements_max: self.max_filter_elements as usize,
         }
     }
 
@@ -386,6 +393,8 @@ mod tests {
             "0660",
             "--socket-group",
             "7",
+            "--max-filter-elements",
+            "7",
         ])
         .expect("flags");
         let limits = hub::Limits {
@@ -397,6 +406,7 @@ mod tests {
         let limits = filter::Limits {
             queue_bytes_max: 70000,
             events_per_second_max: Some(5),
+            elements_max: 7,
         };
         assert_eq!(config.request_limits(), limits);
         let Access { mode, group } = config.access();

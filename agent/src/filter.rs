@@ -37,8 +37,6 @@ pub const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 /// A stream whose client is gone takes room from others.
 const RESUME_WINDOW_MAX: Duration = Duration::from_secs(60);
 
-/// Elements of one repeated field: more would make matching an event slow.
-const ELEMENTS_MAX: usize = 64;
 /// Bytes of one string: names in Kubernetes are shorter, and so are useful paths.
 const TEXT_BYTES_MAX: usize = 1024;
 
@@ -113,12 +111,37 @@ pub struct Invalid {
     pub field: String,
     /// What is wrong with its value, and how to mend it.
     pub problem: String,
+    /// It would be right for an agent that allows more.
+    pub beyond: Option<Bound>,
+}
+
+/// A bound of what a single request may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Of its queue.
+    QueueBytes,
+    /// Of its rate.
+    EventsPerSecond,
+    /// Of what each event is compared with: elements of a list, bytes of a text.
+    Filter,
+    /// Of its own size.
+    RequestBytes,
 }
 
 impl Invalid {
     fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        let (field, problem) = (field.into(), problem.into());
-        Self { field, problem }
+        Self {
+            field: field.into(),
+            problem: problem.into(),
+            beyond: None,
+        }
+    }
+
+    fn beyond(bound: Bound, field: &str, problem: String) -> Self {
+        Self {
+            beyond: Some(bound),
+            ..Self::new(field, problem)
+        }
     }
 }
 
@@ -129,6 +152,13 @@ pub struct Limits {
     pub queue_bytes_max: u64,
     /// Events a second that a stream may be sent.
     pub events_per_second_max: Option<u32>,
+    /// Elements of one list of a selector or a filter.
+    pub elements_max: usize,
+}
+
+impl Limits {
+    /// More elements would make matching an event slow.
+    pub const ELEMENTS: usize = 64;
 }
 
 impl Default for Limits {
@@ -136,6 +166,7 @@ impl Default for Limits {
         Self {
             queue_bytes_max: QUEUE_BYTES_LIMIT,
             events_per_second_max: None,
+            elements_max: Self::ELEMENTS,
         }
     }
 }
@@ -193,9 +224,9 @@ impl Request {
             ));
         }
         let kinds = parse_kinds(kinds)?;
-        let filter = Filter::parse(filter.as_ref(), kinds)?;
+        let filter = Filter::parse(filter.as_ref(), kinds, limits)?;
         Ok(Self {
-            selector: Selector::parse(selector.as_ref())?,
+            selector: Selector::parse(selector.as_ref(), limits)?,
             kinds,
             heard: kinds.union(filter.hears()),
             filter,
@@ -218,7 +249,8 @@ fn parse_kinds(numbers: &[i32]) -> Result<Kinds, Invalid> {
             format!("is empty; name at least one of {}", known_kinds()),
         ));
     }
-    check_elements("kinds", numbers)?;
+    // There are fewer, whatever the agent allows of a filter.
+    check_elements("kinds", numbers, &Limits::default())?;
     let mut kinds = Kinds::default();
     for (index, number) in numbers.iter().enumerate() {
         match v1::Kind::try_from(*number) {
@@ -280,7 +312,8 @@ fn parse_queue_bytes(bytes: u64, limits: &Limits) -> Result<u64, Invalid> {
         ));
     }
     if bytes > *queue_bytes_max {
-        return Err(Invalid::new(
+        return Err(Invalid::beyond(
+            Bound::QueueBytes,
             "queue_bytes",
             format!("is {bytes}; this agent allows {queue_bytes_max} at most"),
         ));
@@ -291,7 +324,8 @@ fn parse_queue_bytes(bytes: u64, limits: &Limits) -> Result<u64, Invalid> {
 fn parse_rate(rate: u32, limits: &Limits) -> Result<Option<u32>, Invalid> {
     match (rate, limits.events_per_second_max) {
         (0, max) => Ok(max),
-        (rate, Some(max)) if rate > max => Err(Invalid::new(
+        (rate, Some(max)) if rate > max => Err(Invalid::beyond(
+            Bound::EventsPerSecond,
             "max_events_per_second",
             format!("is {rate}; this agent allows {max} at most"),
         )),
@@ -373,13 +407,14 @@ fn parse_duration(field: &str, duration: &prost_types::Duration) -> Result<Durat
 }
 
 /// Refuses lists that would make matching slow.
-fn check_elements<T>(field: &str, elements: &[T]) -> Result<(), Invalid> {
-    if elements.len() > ELEMENTS_MAX {
-        return Err(Invalid::new(
+fn check_elements<T>(field: &str, elements: &[T], limits: &Limits) -> Result<(), Invalid> {
+    let (count, most) = (elements.len(), limits.elements_max);
+    if count > most {
+        return Err(Invalid::beyond(
+            Bound::Filter,
             field,
             format!(
-                "has {} elements, {ELEMENTS_MAX} are allowed; use globs, or several streams",
-                elements.len()
+                "has {count} elements, this agent allows {most}; use globs, or several streams"
             ),
         ));
     }
@@ -389,7 +424,8 @@ fn check_elements<T>(field: &str, elements: &[T]) -> Result<(), Invalid> {
 /// Refuses strings that no name can match.
 fn check_text(field: &str, text: &str) -> Result<(), Invalid> {
     if text.len() > TEXT_BYTES_MAX {
-        return Err(Invalid::new(
+        return Err(Invalid::beyond(
+            Bound::Filter,
             field,
             format!("is {} bytes long; {TEXT_BYTES_MAX} are allowed", text.len()),
         ));

@@ -263,7 +263,7 @@ impl Collector for Metrics {
         }
         let mut family = out.encode_descriptor(
             "streams_refused",
-            "Streams for which there was no room, by the limit",
+            "Streams and other requests that a limit kept out, by the limit",
             None,
             counter,
         )?;

@@ -60,17 +60,18 @@ def test_who_does_not_fit_learns_why_and_comes_in_when_there_is_room(frugal, fru
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
     node.wait_until(lambda: frugal.streams() == 0, PATIENCE_SECONDS, "no stream is left")
-    # What never fits is wrong, and not a matter of time.
-    with pytest.raises(grpc.RpcError) as refused, stream(frugal_observer, v1, 2 * QUEUE_BYTES + 1):
-        pass
-    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    # What never fits is no matter of time, and our own client says so by its exit status.
+    assert refusal(frugal_observer, v1, 2 * QUEUE_BYTES + 1) == f"queue_bytes: is {2 * QUEUE_BYTES + 1}; this agent allows {2 * QUEUE_BYTES} at most"
+    command = [node.binary(), "execsnoop", "--address", frugal.grpc, "--queue-bytes", str(2 * QUEUE_BYTES + 1)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 2 and "queue_bytes: is" in done.stderr, done
     with stream(frugal_observer, v1, QUEUE_BYTES) as first:
         with stream(frugal_observer, v1, QUEUE_BYTES):
             assert "--max-queue-bytes" in refusal(frugal_observer, v1, QUEUE_BYTES)
             told = metrics(frugal)
             assert (told["subscriptions"], told["subscriptions_limit"]) == (2, 3)
             assert told["queue_size_bytes"] == told["queue_size_limit_bytes"] == 2 * QUEUE_BYTES
-            assert told['streams_refused_total{limit="queue_bytes"}'] == 2
+            assert told['streams_refused_total{limit="queue_bytes"}'] == 4
         node.wait_until(lambda: frugal.streams() == 1, PATIENCE_SECONDS, "one stream is left")
         with stream(frugal_observer, v1, QUEUE_BYTES):
             pass
@@ -99,12 +100,43 @@ def test_there_are_so_many_streams(pods, v1):
             pass
 
 
-def test_a_request_that_is_too_large_is_not_read(frugal_observer, v1):
-    request = v1.SubscribeRequest(kinds=[v1.KIND_EXEC], selector=v1.Selector(pods=["x" * (2 << 20)]))
-    with pytest.raises(grpc.RpcError) as refused:
-        next(frugal_observer.Subscribe(request, timeout=PATIENCE_SECONDS))
-    assert refused.value.code() == grpc.StatusCode.OUT_OF_RANGE
-    assert "1048576" in refused.value.details()
+def test_a_request_that_is_too_large_or_asks_too_much_is_refused_and_counted(pods, v1):
+    def asking(pods: list[str], uids: int = 0):
+        return v1.SubscribeRequest(kinds=[v1.KIND_EXEC], selector=v1.Selector(pods=pods), filter=v1.Filter(uids=range(uids)))
+
+    flags = ["--max-request-bytes", "4096", "--max-filter-elements", "3", "--max-events-per-second", "100"]
+    with node.Agent(PODS, NODE, *flags) as agent, grpc.insecure_channel(agent.grpc) as channel:
+        observer = v1.ObserverStub(channel)
+
+        def refused(call) -> str:
+            with pytest.raises(grpc.RpcError) as refused:
+                call()
+            assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            return refused.value.details()
+
+        # As large as may be, and a byte more: a field's tag and length, twice, and the kind.
+        frame = asking(["x"]).ByteSize() - 1 + 2
+        just = asking(["x" * (4096 - frame)])
+        assert just.ByteSize() == 4096
+        too_large = asking(["x" * (4097 - frame)])
+        told = refused(lambda: next(observer.Subscribe(too_large, timeout=PATIENCE_SECONDS)))
+        assert told.startswith("request: is larger than 4096 bytes") and "--max-request-bytes" in told
+        all_of_it = v1.ListWorkloadsRequest(selector=v1.Selector(pods=["x" * 4096]))
+        assert told == refused(lambda: observer.ListWorkloads(all_of_it, timeout=PATIENCE_SECONDS))
+        # The other is read: it is a text that is too long.
+        assert "selector.pods[0]: is 4" in refused(lambda: next(observer.Subscribe(just, timeout=PATIENCE_SECONDS)))
+        assert refused(lambda: next(observer.Subscribe(asking([], 4), timeout=PATIENCE_SECONDS))).startswith("filter.uids: has 4 elements, this agent allows 3")
+        for call in [lambda: observer.Explain(v1.ExplainRequest(request=asking(["a"] * 4)), timeout=PATIENCE_SECONDS),
+                     lambda: observer.ListWorkloads(v1.ListWorkloadsRequest(selector=asking(["a"] * 4).selector), timeout=PATIENCE_SECONDS)]:
+            assert "selector.pods: has 4 elements" in refused(call)
+        fast = v1.SubscribeRequest(kinds=[v1.KIND_EXEC], max_events_per_second=101)
+        assert "this agent allows 100" in refused(lambda: next(observer.Subscribe(fast, timeout=PATIENCE_SECONDS)))
+        call = observer.Subscribe(asking(["a"] * 3, 3), timeout=PATIENCE_SECONDS)
+        assert next(call).HasField("plan")
+        call.cancel()
+        told = metrics(agent)
+        counts = {limit: told[f'streams_refused_total{{limit="{limit}"}}'] for limit in ["request_bytes", "filter", "events_per_second", "queue_bytes", "streams"]}
+        assert counts == {"request_bytes": 2, "filter": 4, "events_per_second": 1, "queue_bytes": 0, "streams": 0}
 
 
 def test_what_is_more_than_a_stream_s_rate_is_counted_and_told(frugal_observer, v1, pods):

@@ -31,7 +31,7 @@ fuzz_target!(|text: &str| {
 
 /// `None`: it was refused, in a sentence, at this field.
 fn parsed(field: &str, selector: &v1::Selector) -> Option<Selector> {
-    told(field, Selector::parse(Some(selector)))
+    told(field, Selector::parse(Some(selector), &Limits::default()))
 }
 
 fn told<T>(field: &str, parsed: Result<T, Invalid>) -> Option<T> {

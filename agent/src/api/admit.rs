@@ -46,7 +46,7 @@ impl Admission {
         &self,
         request: &Request<T>,
     ) -> (v1::Caller, Result<Admitted, Refusal>) {
-        let mut caller = caller(request);
+        let mut caller = caller(request.extensions().get());
         let Some(auth) = &self.auth else {
             return (caller.clone(), Ok(Admitted { caller, who: None }));
         };
@@ -265,11 +265,11 @@ async fn who<T>(auth: &Auth, request: &Request<T>) -> Result<Who, Refusal> {
 }
 
 /// Who asks, as far as the connection tells.
-fn caller<T>(request: &Request<T>) -> v1::Caller {
+pub(super) fn caller(peer: Option<&Peer>) -> v1::Caller {
     let Some(Peer {
         address,
         certificate,
-    }) = request.extensions().get()
+    }) = peer
     else {
         return v1::Caller::default();
     };
@@ -311,28 +311,27 @@ mod tests {
 
     #[test]
     fn who_asks_is_what_the_connection_tells() {
-        let mut request = Request::new(());
-        assert_eq!(caller(&request), v1::Caller::default());
+        assert_eq!(caller(None), v1::Caller::default());
         let subject = Subject {
             user: "jane".into(),
             groups: vec!["dev".into(), "ops".into()],
         };
-        request.extensions_mut().insert(Peer {
+        let peer = Peer {
             address: PeerAddress::Tcp(([10, 0, 0, 7], 41234).into()),
             certificate: Some(Arc::new(subject)),
-        });
+        };
         let jane = v1::Caller {
             peer: "10.0.0.7:41234".into(),
             user: "jane".into(),
             groups: vec!["dev".into(), "ops".into()],
         };
-        assert_eq!(caller(&request), jane);
-        request.extensions_mut().insert(Peer {
+        assert_eq!(caller(Some(&peer)), jane);
+        let peer = Peer {
             address: PeerAddress::Unix(Some(1000)),
             certificate: None,
-        });
+        };
         assert_eq!(
-            caller(&request),
+            caller(Some(&peer)),
             v1::Caller {
                 peer: "unix:1000".into(),
                 ..v1::Caller::default()

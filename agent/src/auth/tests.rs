@@ -8,6 +8,7 @@ use std::sync::{
 use dinle_proto::v1;
 
 use super::*;
+use crate::filter::Limits;
 
 /// Who may what: (namespace, resource) or (namespace, resource/args).
 #[derive(Default)]
@@ -63,7 +64,7 @@ fn selector(namespaces: &[&str], host: v1::HostProcesses) -> Selector {
         host_processes: host.into(),
         ..Default::default()
     };
-    Selector::parse(Some(&selector)).expect("a selector")
+    Selector::parse(Some(&selector), &Limits::default()).expect("a selector")
 }
 
 async fn asked(

@@ -271,21 +271,20 @@ pub(super) fn failure(place: &Place, status: &Status) -> anyhow::Error {
             root_cause(cause)
         );
     }
+    let violations = status
+        .get_details_bad_request()
+        .map(|details| details.field_violations)
+        .unwrap_or_default();
     match status.code() {
-        Code::InvalidArgument => {
-            let violations = status
-                .get_details_bad_request()
-                .map(|details| details.field_violations)
-                .unwrap_or_default();
-            if violations.is_empty() {
-                return Refused(message.to_owned()).into();
-            }
+        // With a field it is the request that is too large, and not a matter of time.
+        Code::InvalidArgument | Code::ResourceExhausted if !violations.is_empty() => {
             let lines: Vec<_> = violations
                 .iter()
                 .map(|violation| format!("{}: {}", violation.field, violation.description))
                 .collect();
             Refused(lines.join("\n")).into()
         }
+        Code::InvalidArgument => Refused(message.to_owned()).into(),
         Code::Unimplemented => {
             anyhow!("{place} does not know this call ({message}); is it an agent of this version?")
         }
@@ -381,6 +380,14 @@ mod tests {
             refused.to_string(),
             "filter.comm[0].glob: `[` is not a glob\nqueue_bytes: is 5"
         );
+        // What is more than the agent ever gives is the request's fault, too.
+        let details = ErrorDetails::with_bad_request_violation("queue_bytes", "is 5000");
+        let status = Status::with_error_details(Code::ResourceExhausted, "too much", details);
+        let refused = failure(&place(), &status).downcast::<Refused>();
+        assert_eq!(
+            refused.expect("a usage error").to_string(),
+            "queue_bytes: is 5000"
+        );
         let bare = failure(&place(), &Status::invalid_argument("kinds: is empty"));
         assert_eq!(
             bare.downcast::<Refused>()
@@ -396,6 +403,10 @@ mod tests {
             (
                 Status::permission_denied("not in namespace shop"),
                 "the agent at http://node-1:4380 refused: not in namespace shop (PermissionDenied)",
+            ),
+            (
+                Status::resource_exhausted("64 streams are open already"),
+                "the agent at http://node-1:4380 refused: 64 streams are open already (ResourceExhausted)",
             ),
             (
                 Status::unimplemented("nothing here"),

@@ -255,6 +255,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::filter::Limits;
     use kube::core::Status;
     use tokio::{sync::mpsc, time::timeout};
     use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -306,10 +307,11 @@ mod tests {
 
     #[test]
     fn nodes_are_those_of_pods_that_are_selected_and_go_on() {
-        let selector = Selector::parse(Some(&v1::Selector {
+        let selector = v1::Selector {
             pods: vec!["web-*".to_owned()],
             ..Default::default()
-        }));
+        };
+        let selector = Selector::parse(Some(&selector), &Limits::default());
         let mut pods = keyed([
             pod("web-1", "a", "Running"),
             pod("web-2", "b", "Pending"),
@@ -326,7 +328,7 @@ mod tests {
         let (service, mut server) =
             pair::<http::Request<kube::client::Body>, http::Response<axum::body::Body>>();
         let namespaces = ["shop", "bank", "shop"].map(str::to_owned);
-        let selector = Selector::parse(None).expect("a selector");
+        let selector = Selector::parse(None, &Limits::default()).expect("a selector");
         let mut known = nodes(Client::new(service, "default"), &namespaces, "", selector);
         tokio::spawn(async move {
             let mut open = Vec::new();

@@ -7,7 +7,7 @@ use std::{
 
 use dinle_proto::v1::{self, event::Detail};
 
-use super::{Invalid, Kinds, check_elements, parse_duration, pattern::Pattern};
+use super::{Invalid, Kinds, Limits, check_elements, parse_duration, pattern::Pattern};
 
 /// Pids that a [`Family`] remembers: as many processes as a busy node runs, in about 3 MiB.
 const FAMILY_MAX: usize = 65_536;
@@ -75,7 +75,11 @@ fn common(a: &str, b: &str) -> usize {
 }
 
 impl Filter {
-    pub(super) fn parse(filter: Option<&v1::Filter>, kinds: Kinds) -> Result<Self, Invalid> {
+    pub(super) fn parse(
+        filter: Option<&v1::Filter>,
+        kinds: Kinds,
+        limits: &Limits,
+    ) -> Result<Self, Invalid> {
         let empty = v1::Filter::default();
         let v1::Filter {
             comm,
@@ -183,11 +187,11 @@ impl Filter {
                 return Err(Invalid::new(field, format!("{name} {problem}")));
             }
         }
-        check_elements("filter.uids", uids)?;
-        check_elements("filter.pids", pids)?;
-        check_ports("filter.ports", ports)?;
-        check_ports("filter.local_ports", local_ports)?;
-        check_ports("filter.remote_ports", remote_ports)?;
+        check_elements("filter.uids", uids, limits)?;
+        check_elements("filter.pids", pids, limits)?;
+        check_ports("filter.ports", ports, limits)?;
+        check_ports("filter.local_ports", local_ports, limits)?;
+        check_ports("filter.remote_ports", remote_ports, limits)?;
         if let Some(index) = pids.iter().position(|rule| rule.pid == 0) {
             return Err(Invalid::new(
                 format!("filter.pids[{index}].pid"),
@@ -195,12 +199,12 @@ impl Filter {
             ));
         }
         Ok(Self {
-            comm: parse_matches("filter.comm", comm)?,
-            binary: parse_matches("filter.binary", binary)?,
+            comm: parse_matches("filter.comm", comm, limits)?,
+            binary: parse_matches("filter.binary", binary, limits)?,
             uids: uids.clone(),
             pids: pids.clone(),
             exit_failed: *exit_failed,
-            path: parse_matches("filter.path", path)?,
+            path: parse_matches("filter.path", path, limits)?,
             failed: *failed,
             write: *write,
             create: *create,
@@ -211,8 +215,8 @@ impl Filter {
                 Some(span) => Some(parse_duration("filter.min_duration", span)?),
                 None => None,
             },
-            disk: parse_matches("filter.disk", disk)?,
-            reason: parse_matches("filter.reason", reason)?,
+            disk: parse_matches("filter.disk", disk, limits)?,
+            reason: parse_matches("filter.reason", reason, limits)?,
         })
     }
 
@@ -280,8 +284,8 @@ impl Filter {
     }
 }
 
-fn check_ports(field: &str, ports: &[u32]) -> Result<(), Invalid> {
-    check_elements(field, ports)?;
+fn check_ports(field: &str, ports: &[u32], limits: &Limits) -> Result<(), Invalid> {
+    check_elements(field, ports, limits)?;
     let wrong = |port: &u32| !(1..=u32::from(u16::MAX)).contains(port);
     match ports.iter().position(wrong) {
         None => Ok(()),
@@ -479,10 +483,14 @@ impl Answers {
     }
 }
 
-fn parse_matches(field: &str, matches: &[v1::StringMatch]) -> Result<Vec<Pattern>, Invalid> {
+fn parse_matches(
+    field: &str,
+    matches: &[v1::StringMatch],
+    limits: &Limits,
+) -> Result<Vec<Pattern>, Invalid> {
     use v1::string_match::Pattern::{Exact, Glob, Prefix};
 
-    check_elements(field, matches)?;
+    check_elements(field, matches, limits)?;
     matches
         .iter()
         .enumerate()

@@ -2,7 +2,7 @@
 
 use dinle_proto::v1;
 
-use super::{Invalid, check_elements, check_text, labels::Labels, pattern::Pattern};
+use super::{Invalid, Limits, check_elements, check_text, labels::Labels, pattern::Pattern};
 
 /// Which workloads a subscriber wants.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ impl Default for Selector {
 
 impl Selector {
     /// Checks what a request says of workloads. None asks for every pod.
-    pub fn parse(selector: Option<&v1::Selector>) -> Result<Self, Invalid> {
+    pub fn parse(selector: Option<&v1::Selector>, limits: &Limits) -> Result<Self, Invalid> {
         let empty = v1::Selector::default();
         let v1::Selector {
             namespaces,
@@ -56,11 +56,11 @@ impl Selector {
             Labels::parse(label_selector).map_err(|problem| Invalid::new(field, problem))?;
         let (wants_pods, wants_host) = parse_host_processes(*host_processes)?;
         let parsed = Self {
-            namespaces: parse_each("selector.namespaces", namespaces, parse_namespace)?,
-            pods: parse_each("selector.pods", pods, Pattern::name)?,
+            namespaces: parse_each("selector.namespaces", namespaces, limits, parse_namespace)?,
+            pods: parse_each("selector.pods", pods, limits, Pattern::name)?,
             labels,
-            containers: parse_each("selector.containers", containers, Pattern::name)?,
-            owners: parse_each("selector.owners", owners, parse_owner)?,
+            containers: parse_each("selector.containers", containers, limits, Pattern::name)?,
+            owners: parse_each("selector.owners", owners, limits, parse_owner)?,
             wants_pods,
             wants_host,
         };
@@ -160,9 +160,10 @@ impl Selector {
 fn parse_each<T>(
     field: &str,
     texts: &[String],
+    limits: &Limits,
     parse: impl Fn(&str, &str) -> Result<T, Invalid>,
 ) -> Result<Vec<T>, Invalid> {
-    check_elements(field, texts)?;
+    check_elements(field, texts, limits)?;
     texts
         .iter()
         .enumerate()
@@ -258,11 +259,11 @@ mod tests {
     }
 
     fn parsed(selector: &v1::Selector) -> Selector {
-        Selector::parse(Some(selector)).expect("a selector")
+        Selector::parse(Some(selector), &Limits::default()).expect("a selector")
     }
 
     fn refused(selector: &v1::Selector) -> String {
-        Selector::parse(Some(selector))
+        Selector::parse(Some(selector), &Limits::default())
             .expect_err("should be refused")
             .to_string()
     }
@@ -527,7 +528,7 @@ mod tests {
                     namespaces: many.clone(),
                     ..Default::default()
                 },
-                "selector.namespaces: has 65 elements, 64 are allowed; use globs, or several streams",
+                "selector.namespaces: has 65 elements, this agent allows 64; use globs, or several streams",
             ),
             (
                 v1::Selector {

@@ -99,6 +99,59 @@ fn the_agents_rate_holds_unless_less_is_asked_for() {
 }
 
 #[test]
+fn what_an_agent_with_other_limits_would_do_is_told_apart_from_what_is_wrong() {
+    let small = Limits {
+        queue_bytes_max: 1 << 20,
+        events_per_second_max: Some(10),
+        elements_max: 2,
+    };
+    let named = |names: &[&str]| v1::SubscribeRequest {
+        selector: Some(v1::Selector {
+            namespaces: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..v1::Selector::default()
+        }),
+        ..exec()
+    };
+    let of_uids = |count| v1::SubscribeRequest {
+        filter: Some(v1::Filter {
+            uids: (0..count).collect(),
+            ..v1::Filter::default()
+        }),
+        ..exec()
+    };
+    let beyond = |request: v1::SubscribeRequest| {
+        let refused = |limits: &Limits| Request::parse(&request, limits).err();
+        assert_eq!(refused(&Limits::default()), None);
+        refused(&small).map(|invalid| (invalid.field, invalid.beyond))
+    };
+    let told = |field: &str, bound| Some((field.to_owned(), Some(bound)));
+    let queue = v1::SubscribeRequest {
+        queue_bytes: (1 << 20) + 1,
+        ..exec()
+    };
+    assert_eq!(beyond(queue), told("queue_bytes", Bound::QueueBytes));
+    let rate = v1::SubscribeRequest {
+        max_events_per_second: 11,
+        ..exec()
+    };
+    assert_eq!(
+        beyond(rate),
+        told("max_events_per_second", Bound::EventsPerSecond)
+    );
+    assert_eq!(beyond(named(&["a", "b"])), None);
+    assert_eq!(
+        beyond(named(&["a", "b", "c"])),
+        told("selector.namespaces", Bound::Filter)
+    );
+    assert_eq!(beyond(of_uids(2)), None);
+    assert_eq!(beyond(of_uids(3)), told("filter.uids", Bound::Filter));
+    // How many kinds there are does not depend on it.
+    assert_eq!(beyond(asked(&[v1::Kind::Exec; 3])), None);
+    let wrong = Request::parse(&named(&["A"]), &small).expect_err("no name");
+    assert_eq!(wrong.beyond, None);
+}
+
+#[test]
 fn the_default_queue_stays_below_the_agents_limit() {
     let limits = Limits {
         queue_bytes_max: 1 << 20,
@@ -133,7 +186,7 @@ fn refusals_name_the_field_and_the_way_out() {
         ),
         (
             asked(&[v1::Kind::Exec; 65]),
-            "kinds: has 65 elements, 64 are allowed; use globs, or several streams",
+            "kinds: has 65 elements, this agent allows 64; use globs, or several streams",
         ),
         (
             v1::SubscribeRequest {

@@ -8,6 +8,7 @@ use std::sync::{
 use dinle_proto::v1;
 
 use super::{LISTENERS_MAX, Listener};
+use crate::filter::Bound;
 
 /// What all streams together may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,29 +74,57 @@ pub enum Full {
     },
 }
 
-/// How often there was no room.
+/// How often a limit kept somebody out: for want of room, or since nothing so large is allowed.
 #[derive(Debug, Default)]
-pub struct Refusals([AtomicU64; 3]);
+pub struct Refusals {
+    streams: AtomicU64,
+    streams_per_user: AtomicU64,
+    queue_bytes: AtomicU64,
+    events_per_second: AtomicU64,
+    filter: AtomicU64,
+    request_bytes: AtomicU64,
+}
 
 impl Refusals {
     /// By the limit's name.
-    pub fn counts(&self) -> [(&'static str, u64); 3] {
-        let [streams, user, queue_bytes] = &self.0;
+    pub fn counts(&self) -> [(&'static str, u64); 6] {
+        let Self {
+            streams,
+            streams_per_user,
+            queue_bytes,
+            events_per_second,
+            filter,
+            request_bytes,
+        } = self;
         [
             ("streams", streams),
-            ("streams_per_user", user),
+            ("streams_per_user", streams_per_user),
             ("queue_bytes", queue_bytes),
+            ("events_per_second", events_per_second),
+            ("filter", filter),
+            ("request_bytes", request_bytes),
         ]
         .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
     }
 
-    fn count(&self, full: &Full) {
-        let place = match full {
-            Full::Streams(_) => 0,
-            Full::User { .. } => 1,
-            Full::QueueBytes { .. } => 2,
+    /// A request that would not fit if it were alone.
+    pub fn beyond(&self, bound: Bound) {
+        let count = match bound {
+            Bound::QueueBytes => &self.queue_bytes,
+            Bound::EventsPerSecond => &self.events_per_second,
+            Bound::Filter => &self.filter,
+            Bound::RequestBytes => &self.request_bytes,
         };
-        self.0[place].fetch_add(1, Ordering::Relaxed);
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count(&self, full: &Full) {
+        let count = match full {
+            Full::Streams(_) => &self.streams,
+            Full::User { .. } => &self.streams_per_user,
+            Full::QueueBytes { .. } => &self.queue_bytes,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 }
 

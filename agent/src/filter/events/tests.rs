@@ -50,11 +50,11 @@ fn only(kind: v1::Kind) -> Kinds {
 }
 
 fn parsed(filter: &v1::Filter, kinds: Kinds) -> Filter {
-    Filter::parse(Some(filter), kinds).expect("a filter")
+    Filter::parse(Some(filter), kinds, &Limits::default()).expect("a filter")
 }
 
 fn refused(filter: &v1::Filter, kinds: Kinds) -> String {
-    Filter::parse(Some(filter), kinds)
+    Filter::parse(Some(filter), kinds, &Limits::default())
         .expect_err("should be refused")
         .to_string()
 }
@@ -95,7 +95,7 @@ fn pid_10(descendants: bool) -> v1::Filter {
 
 #[test]
 fn no_filter_matches_everything() {
-    let filter = Filter::parse(None, both()).expect("no filter");
+    let filter = Filter::parse(None, both(), &Limits::default()).expect("no filter");
     let mut family = Family::default();
     assert!(filter.matches(&exec(5, &[]), &mut family));
     assert!(filter.matches(&exit(5, &[], 0, 0), &mut family));

@@ -1,6 +1,7 @@
 //! How many streams there may be, of whom, and how much may wait for them.
 
 use super::*;
+use crate::filter::Bound;
 
 const NOBODY: &str = "";
 
@@ -37,6 +38,21 @@ fn count(hub: &Hub, limit: &str) -> u64 {
         .find(|(name, _)| *name == limit)
         .expect("a limit");
     *count
+}
+
+#[test]
+fn what_would_not_fit_alone_is_counted_by_its_limit() {
+    let (hub, _publisher) = Hub::new(crate::hub::Limits::default(), || ());
+    for (bound, name) in [
+        (Bound::QueueBytes, "queue_bytes"),
+        (Bound::EventsPerSecond, "events_per_second"),
+        (Bound::Filter, "filter"),
+        (Bound::RequestBytes, "request_bytes"),
+    ] {
+        assert_eq!(count(&hub, name), 0);
+        hub.refusals().beyond(bound);
+        assert_eq!(count(&hub, name), 1);
+    }
 }
 
 #[tokio::test]
