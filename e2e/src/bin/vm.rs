@@ -18,6 +18,8 @@ const TESTS: [&str; 2] = ["vm_smoke", "kernel"];
 const QUICK: &[&str] = &[
     "block::each_request",
     "block::latencies_add_up",
+    // The only place where they can run.
+    "clock::",
     "drop::every_drop",
     "drop::samples_tell",
     "exec::arguments_come",
