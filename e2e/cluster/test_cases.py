@@ -5,11 +5,12 @@ DINLE names the binary; the newest of target/*/debug/dinle by default.
 
 import json
 import subprocess
+import sys
 
 import pytest
 from node import binary
 
-from conftest import PATIENCE_SECONDS, empty_namespace, pod_of
+from conftest import IMAGE, PATIENCE_SECONDS, ROOT, empty_namespace, pod_of
 
 # Each plays its part over and over: whoever begins to listen hears the next time.
 LOGROTATE = """
@@ -95,3 +96,11 @@ def test_is_it_the_disk(cases, namespace):
     [event] = ask(address, namespace, "biosnoop", "--comm", "dd", "--count", "1")
     assert (event["workload"]["node"], event["workload"]["pod"]) == (node, "syncing")
     assert event["blockIo"]["disk"] and event["process"]["comm"] == "dd"
+
+
+def test_what_the_documents_show_is_what_comes(kubectl, agents):
+    done = subprocess.run(
+        [sys.executable, ROOT / "e2e/cases", "--check", "--image", IMAGE],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=10 * PATIENCE_SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
