@@ -23,18 +23,18 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    auth::{self, Verdict},
+    admission::{Admission, Admitted, Verdict},
+    auth,
     control::{Node, Settle},
     filter::{self, Grant, Invalid, Limits, Selector},
     hub::{Hub, Stage, Subscription},
     workload::Index,
 };
 
-use admit::{Admitted, status};
+use admit::{admit, status};
 use audit::Audited;
 use resume::{Connection, Token};
 
-pub use admit::Admission;
 pub use resume::Streams;
 pub use size::Measured;
 
@@ -267,7 +267,7 @@ impl Api {
 impl Api {
     /// Who asks, and what they may be told of anything here.
     async fn sight<T>(&self, request: &Request<T>) -> Result<(v1::Caller, Grant), Status> {
-        let (caller, admitted) = self.admission.admit(request).await;
+        let (caller, admitted) = admit(&self.admission, request).await;
         let sight = self.admission.sight(&admitted.map_err(status)?).await;
         Ok((caller, sight.map_err(status)?))
     }
@@ -277,7 +277,7 @@ impl Api {
         &self,
         request: &Request<T>,
     ) -> Result<(v1::Caller, Vec<v1::Subscription>, bool), Status> {
-        let (caller, admitted) = self.admission.admit(request).await;
+        let (caller, admitted) = admit(&self.admission, request).await;
         let may = self.admission.may_list(&admitted.map_err(status)?).await;
         let all = may.map_err(status)?;
         let costs = &self.state.load().costs.streams;
@@ -309,7 +309,7 @@ impl Observer for Api {
         &self,
         request: Request<v1::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let (caller, admitted) = self.admission.admit(&request).await;
+        let (caller, admitted) = admit(&self.admission, &request).await;
         let asked = request.into_inner();
         let opened = async {
             let admitted = admitted.map_err(status)?;
@@ -337,7 +337,7 @@ impl Observer for Api {
         &self,
         request: Request<v1::LeaveRequest>,
     ) -> Result<Response<v1::LeaveResponse>, Status> {
-        let (caller, admitted) = self.admission.admit(&request).await;
+        let (caller, admitted) = admit(&self.admission, &request).await;
         admitted.map_err(status)?;
         self.streams.leave(request.get_ref(), &caller).await;
         Ok(Response::new(v1::LeaveResponse {}))
@@ -347,7 +347,7 @@ impl Observer for Api {
         &self,
         request: Request<v1::ExplainRequest>,
     ) -> Result<Response<v1::ExplainResponse>, Status> {
-        let (_, admitted) = self.admission.admit(&request).await;
+        let (_, admitted) = admit(&self.admission, &request).await;
         let admitted = admitted.map_err(status)?;
         let asked = request.into_inner().request.unwrap_or_default();
         let request = filter::Request::parse(&asked, &self.limits)
@@ -443,7 +443,7 @@ impl Observer for Api {
         &self,
         request: Request<v1::ListCapabilitiesRequest>,
     ) -> Result<Response<v1::ListCapabilitiesResponse>, Status> {
-        self.admission.admit(&request).await.1.map_err(status)?;
+        admit(&self.admission, &request).await.1.map_err(status)?;
         let capabilities = self.state.load().capabilities.clone();
         Ok(Response::new(v1::ListCapabilitiesResponse { capabilities }))
     }

@@ -24,7 +24,8 @@ use tokio::{
 use tonic::transport::Server;
 
 use crate::{
-    api::{Admission, Api, Facts, Measured, Streams},
+    admission::Admission,
+    api::{Api, Facts, Measured, Streams},
     auth::{Auth, Reviewer},
     config::{AuthMode, Config, DRAIN},
     control::{self, Control, Settle},
@@ -207,8 +208,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         exporters: exporters.clone(),
     };
     let http_task = tokio::spawn(metrics::serve(http, health));
+    let admission = Admission {
+        auth,
+        grace: config.auth_grace,
+        index: index.clone(),
+    };
     let context = export::Context {
         hub: hub.clone(),
+        admission: admission.clone(),
         settle: settle.clone(),
         limits: config.request_limits(),
         index: index.clone(),
@@ -221,11 +228,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let api = Api {
         facts,
         hub: hub.clone(),
-        admission: Admission {
-            auth,
-            grace: config.auth_grace,
-            index: index.clone(),
-        },
+        admission,
         streams: Streams::default(),
         index,
         state: node,

@@ -34,6 +34,9 @@ use cache::Cache;
 /// Group of the resources that permissions are for.
 pub const API_GROUP: &str = "dinle.dev";
 
+/// The group of everybody whose name is known, as the API server has it (k8s.io/apiserver/pkg/authentication/group).
+pub const AUTHENTICATED: &str = "system:authenticated";
+
 /// How long an answer of the API server holds: for a stream's many questions at once, and for many streams of one user.
 const ANSWER_HOLDS: Duration = Duration::from_secs(5);
 
@@ -67,6 +70,8 @@ pub enum Who {
     Local,
     /// Somebody with a certificate.
     Certified(Identity),
+    /// A part of the agent itself that brings elsewhere what it is told.
+    Exporter(Identity),
     /// Somebody with a token, which is reviewed again while a stream lives.
     Bearer(Token, Identity),
 }
@@ -76,7 +81,9 @@ impl Who {
     pub fn identity(&self) -> Option<&Identity> {
         match self {
             Self::Local => None,
-            Self::Certified(identity) | Self::Bearer(_, identity) => Some(identity),
+            Self::Certified(identity) | Self::Exporter(identity) | Self::Bearer(_, identity) => {
+                Some(identity)
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ mod config;
 mod counters;
 mod lines;
 mod nats;
+mod open;
 mod otlp;
 mod prometheus;
 mod reload;
@@ -23,6 +24,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
+    admission::Admission,
     control::{Node, Settle},
     filter::Limits,
     hub::Hub,
@@ -43,6 +45,8 @@ pub const DRAIN: std::time::Duration = std::time::Duration::from_secs(4);
 pub struct Context {
     /// Where they subscribe.
     pub hub: Hub,
+    /// Says what they may be told.
+    pub admission: Admission,
     /// Brings the kernel in line with that.
     pub settle: Settle,
     /// Bounds of their requests.

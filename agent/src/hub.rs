@@ -108,6 +108,12 @@ impl Listener {
         self.grant.load_full()
     }
 
+    /// Comes back when it may not be told anything any more.
+    pub async fn over(&self) {
+        // The sender is here.
+        _ = self.withdrawn.subscribe().wait_for(Option::is_some).await;
+    }
+
     fn hears_with(&self, access: Access, detached: Kinds) -> Kinds {
         let Request { kinds, heard, .. } = self.request;
         let told = kinds.intersection(access.watch).difference(detached);

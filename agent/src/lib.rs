@@ -1,5 +1,6 @@
 //! The agent and the command line of Dinle. `app` wires the rooms; `tests/rooms.rs` says who may know whom.
 
+pub mod admission;
 pub mod api;
 pub mod apiserver;
 pub mod app;

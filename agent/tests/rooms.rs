@@ -62,6 +62,11 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tokio",
         ],
     ),
+    // Who may be told what while their stream goes on: the same for callers and exporters, so that there is no second way to a grant.
+    (
+        "admission",
+        &["auth", "dinle_proto", "filter", "hub", "tokio", "workload"],
+    ),
     // Streams in the log.
     ("audit", &["dinle_proto", "hub"]),
     // The contract's messages as text, and its numbers by name, for whoever prints or writes them.
@@ -69,10 +74,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("errno", &[]),
     // What is new in a report on a TCP session, for whoever adds up.
     ("sessions", &["dinle_proto"]),
-    // Subscribers within the agent. As `api` they ask for streams and wait for the kernel; they see no more of the way of events than a client.
+    // Subscribers within the agent. As `api` they ask for streams, are admitted, and wait for the kernel; they see no more of the way of events than a
+    // client.
     (
         "export",
         &[
+            "admission",
             "audit",
             "control",
             "dinle_proto",
@@ -89,6 +96,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "api",
         &[
+            "admission",
             "audit",
             "auth",
             "control",
@@ -150,6 +158,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 
 /// Everything that a room could reach for. `app` and `main` wire the rooms and may name all of it.
 const WATCHED: &[&str] = &[
+    "admission",
     "api",
     "apiserver",
     "app",

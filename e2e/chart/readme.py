@@ -71,7 +71,7 @@ def comments() -> dict[tuple[str, ...], str]:
 
 def kind(schema: dict) -> str:
     if "enum" in schema:
-        return " or ".join(f"`{value}`" for value in schema["enum"])
+        return " or ".join(f"`{value}`" if value else "nothing" for value in schema["enum"])
     if "anyOf" in schema:
         return " or ".join(kind(one) for one in schema["anyOf"])
     if schema["type"] == "array":

@@ -132,6 +132,41 @@ def test_exporters_may_have_each_kind():
     assert set(schema["properties"]["exporters"]["items"]["properties"]["kinds"]["items"]["enum"]) == kinds
 
 
+EXPORTERS = [{"name": "audit", "kinds": ["exec"], "stdout": {}}]
+SENSORS = ["process", "file", "tcp", "block", "drop"]
+
+
+@pytest.mark.parametrize(
+    "values, role",
+    [
+        ({"auth": {"mode": "kube"}, "exporters": EXPORTERS}, "debugger"),
+        ({"auth": {"mode": "kube", "roles": {"exporters": "viewer"}}, "exporters": EXPORTERS}, "viewer"),
+        ({"auth": {"mode": "kube", "roles": {"create": True}}, "exporters": EXPORTERS}, "debugger"),
+        ({"auth": {"mode": "kube", "roles": {"exporters": ""}}, "exporters": EXPORTERS}, None),
+        ({"auth": {"mode": "kube"}, "exporters": EXPORTERS, "rbac": {"create": False}}, None),
+        ({"auth": {"mode": "kube"}}, None),
+        ({"exporters": EXPORTERS}, None),
+    ],
+)
+def test_exporters_have_the_role_that_was_chosen_and_it_is_there(values, role):
+    made = [object for object in objects(values) if not is_test(object)]
+    roles = {object["metadata"]["name"]: object["rules"] for object in made if object["kind"] == "ClusterRole"}
+    bindings = [object for object in made if object["kind"] == "ClusterRoleBinding" and object["subjects"][0]["kind"] == "Group"]
+    told = "group dinle:exporters" in texts(values)["dinle/templates/NOTES.txt"]
+    assert told == (bool(values.get("exporters")) and "auth" in values)
+    if role is None:
+        assert bindings == []
+        assert set(roles) <= {"dinle"}
+        return
+    [binding] = bindings
+    assert binding["subjects"] == [{"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": found('EXPORTERS: &str = "(.+)"', "admission.rs")}]
+    assert binding["roleRef"]["name"] == f"dinle-{role}"
+    arguments = [f"{sensor}/args" for sensor in SENSORS] if role == "debugger" else []
+    assert roles[f"dinle-{role}"][0] == {"apiGroups": ["dinle.dev"], "resources": SENSORS + arguments, "verbs": ["watch"]}
+    # Others are made only if they are asked for.
+    assert ("dinle-viewer" in roles) == (role == "viewer" or "create" in values["auth"].get("roles", {}))
+
+
 def test_ports_are_those_that_the_agent_and_its_clients_take_by_default():
     grpc, http = (
         found(r'default_value = "127.0.0.1:(\d+)",\s*env = "DINLE_LISTEN"'),

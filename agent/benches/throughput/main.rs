@@ -27,7 +27,8 @@ use std::{
 use anyhow::{Context as _, ensure};
 use arc_swap::ArcSwap;
 use dinle::{
-    api::{Admission, Api, Facts, Streams},
+    admission::Admission,
+    api::{Api, Facts, Streams},
     control::{Node, Settle},
     filter::{Grant, Limits, Request},
     hub::{self, Hub, Listener, Publisher, Subscription},

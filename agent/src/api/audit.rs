@@ -8,8 +8,9 @@ use dinle_proto::{
 };
 use tonic::Status;
 
-use super::admit::{Admitted, Guard, ended};
+use super::admit::ended;
 use crate::{
+    admission::{Admitted, Guard},
     audit,
     hub::{Listener, Subscription, TooLate},
 };

@@ -18,8 +18,8 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::{admit::Admitted, audit::Audited};
-use crate::filter::Grant;
+use super::audit::Audited;
+use crate::{admission::Admitted, filter::Grant};
 
 /// How long the connection of before has to let go of a stream: it does as soon as it is looked at.
 const LET_GO: Duration = Duration::from_secs(5);
@@ -232,7 +232,7 @@ impl Drop for Connection {
 mod tests {
     use super::*;
     use crate::{
-        api::admit::Guard,
+        admission::Guard,
         filter,
         hub::{Hub, Limits},
     };

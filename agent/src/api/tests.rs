@@ -6,6 +6,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::{
+    admission::Guard,
     auth::fake::Cluster,
     hub::{Listener, Publisher, Withdrawn},
     listen::{Peer, PeerAddress, Subject},
@@ -159,11 +160,11 @@ impl Bed {
     }
 
     /// A stream of which only the permissions are looked at.
-    async fn watched(&self, namespaces: &[&str]) -> (Subscription, admit::Guard) {
+    async fn watched(&self, namespaces: &[&str]) -> (Subscription, Guard) {
         let Self { api, .. } = self;
         let asked = asked(namespaces, &[EXEC]);
         let request = filter::Request::parse(&asked, &api.limits).expect("a good request");
-        let admitted = api.admission.admit(&with_token("jane", ())).await.1;
+        let admitted = admit(&api.admission, &with_token("jane", ())).await.1;
         let admitted = admitted.expect("somebody");
         let verdict = api.admission.verdict(&admitted, &request).await;
         let grant = verdict.expect("allowed").grant;
@@ -368,14 +369,14 @@ async fn who_has_a_certificate_is_one_of_the_authenticated() {
         certificate: Some(Arc::new(subject)),
     });
     let admission = &bed.api.admission;
-    let (caller, admitted) = admission.admit(&request).await;
+    let (caller, admitted) = admit(admission, &request).await;
     assert_eq!(caller.user, "jane");
     assert_eq!(caller.groups, ["ops", "system:authenticated"]);
     assert_eq!(admitted.expect("somebody").caller, caller);
     // Who shows a token, too, is whom that is of.
     let header = "Bearer joe".parse().expect("a header");
     request.metadata_mut().insert("authorization", header);
-    assert_eq!(admission.admit(&request).await.0.user, "joe");
+    assert_eq!(admit(admission, &request).await.0.user, "joe");
 }
 
 #[tokio::test(start_paused = true)]

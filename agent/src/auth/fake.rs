@@ -22,7 +22,7 @@ const AUDIENCE: &str = "dinle";
 #[derive(Default)]
 pub(crate) struct Cluster {
     users: Mutex<BTreeMap<String, String>>,
-    /// User, namespace or nothing for all, and what may be watched or listed there.
+    /// User or group, namespace or nothing for all, and what may be watched or listed there.
     rules: Mutex<BTreeSet<[String; 3]>>,
     away: AtomicBool,
 }
@@ -69,11 +69,15 @@ impl Cluster {
             None => text(&asked["resource"]),
         };
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
-        let user = text(&spec["user"]);
+        let groups = spec["groups"].as_array().into_iter().flatten();
+        let subjects: Vec<String> = groups.chain([&spec["user"]]).map(text).collect();
         // What holds in all namespaces holds in each.
         let places = [String::new(), text(&asked["namespace"])];
-        let may = |place: String| rules.contains(&[user.clone(), place, what.clone()]);
-        json!({"allowed": places.into_iter().any(may)})
+        let may = |rule: &[String; 3]| {
+            let [subject, place, granted] = rule;
+            subjects.contains(subject) && places.contains(place) && *granted == what
+        };
+        json!({"allowed": rules.iter().any(may)})
     }
 
     /// From now on that token is theirs; or nobody's.
@@ -86,18 +90,18 @@ impl Cluster {
     }
 
     /// From now on they may do that there.
-    pub(crate) fn allow(&self, user: &str, namespace: &str, what: &[&str]) {
+    pub(crate) fn allow(&self, subject: &str, namespace: &str, what: &[&str]) {
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         rules.extend(
             what.iter()
-                .map(|what| [user, namespace, what].map(str::to_owned)),
+                .map(|what| [subject, namespace, what].map(str::to_owned)),
         );
     }
 
     /// From now on they may not.
-    pub(crate) fn forbid(&self, user: &str, namespace: &str, what: &str) {
+    pub(crate) fn forbid(&self, subject: &str, namespace: &str, what: &str) {
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
-        rules.remove(&[user, namespace, what].map(str::to_owned));
+        rules.remove(&[subject, namespace, what].map(str::to_owned));
     }
 
     /// From now on it answers nobody, or everybody.

@@ -30,13 +30,15 @@ pub enum Cause {
     NoSpace,
     /// The file cannot be written for another reason.
     Io,
+    /// It may not be told what it asks for.
+    Denied,
     /// The exporter or the agent ended before they were taken.
     Ended,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Slow,
         Self::Unavailable,
         Self::Timeout,
@@ -44,6 +46,7 @@ impl Cause {
         Self::TooLarge,
         Self::NoSpace,
         Self::Io,
+        Self::Denied,
         Self::Ended,
     ];
 
@@ -57,6 +60,7 @@ impl Cause {
             Self::TooLarge => "too_large",
             Self::NoSpace => "no_space",
             Self::Io => "io",
+            Self::Denied => "denied",
             Self::Ended => "ended",
         }
     }
@@ -78,6 +82,8 @@ pub struct Counters {
     dropped: [AtomicU64; Cause::ALL.len()],
     failures: [AtomicU64; Cause::ALL.len()],
     up: AtomicBool,
+    /// It has no stream, since it is given none.
+    refused: AtomicBool,
     last_success: AtomicU64,
     streams: Mutex<Streams>,
 }
@@ -103,6 +109,7 @@ impl Counters {
             dropped: zeros(),
             failures: zeros(),
             up: AtomicBool::new(true),
+            refused: AtomicBool::new(false),
             last_success: AtomicU64::new(0),
             streams: Mutex::default(),
         }
@@ -110,28 +117,38 @@ impl Counters {
 
     /// Its stream begins. One before it that did not end by itself ends here.
     pub(super) fn opened(&self, listener: &Arc<Listener>) {
-        self.closed(Cause::Ended);
+        self.left(Cause::Ended);
         let mut streams = self.streams();
         streams.open = Some(listener.clone());
         streams.told = 0;
         self.up.store(true, Ordering::Relaxed);
+        self.refused.store(false, Ordering::Relaxed);
     }
 
-    /// Its stream ends; what ran over its queue lately has this cause. What it still holds, and what nobody took out of its queue, is given up.
+    /// It ends, and its stream with it. What it still holds is given up.
     pub(super) fn closed(&self, cause: Cause) {
+        self.left(cause);
+        let held = self.waiting.swap(0, Ordering::Relaxed);
+        self.dropped[Cause::Ended as usize].fetch_add(held, Ordering::Relaxed);
+    }
+
+    /// Its stream ends; what ran over its queue lately has this cause. What nobody took out of its queue is given up.
+    pub(super) fn left(&self, cause: Cause) {
         self.overflowed(cause);
-        let mut left = self.waiting.swap(0, Ordering::Relaxed);
         let mut streams = self.streams();
-        if let Some(listener) = streams.open.take() {
-            add(&mut streams.lost, &listener);
-            left += listener
-                .books()
-                .iter()
-                .map(|books| books.queued)
-                .sum::<u64>();
-        }
+        let Some(listener) = streams.open.take() else {
+            return;
+        };
+        add(&mut streams.lost, &listener);
         drop(streams);
-        self.dropped[Cause::Ended as usize].fetch_add(left, Ordering::Relaxed);
+        let queued = listener.books().iter().map(|books| books.queued).sum();
+        self.dropped[Cause::Ended as usize].fetch_add(queued, Ordering::Relaxed);
+    }
+
+    /// It is given no stream, or has lost the one that it had.
+    pub(super) fn refused(&self, cause: Cause) {
+        self.failed(cause);
+        self.refused.store(true, Ordering::Relaxed);
     }
 
     /// What ran over its queue since the last call has this cause. Returns how many those are.
@@ -233,9 +250,9 @@ impl Counters {
             .collect()
     }
 
-    /// The last attempt was well.
+    /// It has its stream, and the last attempt to send was well.
     pub fn up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
+        self.up.load(Ordering::Relaxed) && !self.refused.load(Ordering::Relaxed)
     }
 
     /// When that was, in seconds since 1970; 0: never.

@@ -1,9 +1,12 @@
 //! JSON lines, as `dinle watch -o json` prints them: to standard output, or to a file.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    sync::Arc,
+};
 
 use dinle_proto::v1::{self, subscribe_response::Message};
-use tokio::task::spawn_blocking;
+use tokio::{sync::Mutex, task::spawn_blocking};
 
 use super::{
     counters::Cause,
@@ -36,8 +39,8 @@ impl Out {
 
 /// Writes lines.
 pub(super) struct Lines {
-    /// `None` while a thread has it.
-    out: Option<Out>,
+    /// A thread has it while it writes, also one that nobody waits for any more.
+    out: Arc<Mutex<Out>>,
     event: Schema,
     /// Every message is a line.
     raw: Option<Schema>,
@@ -48,7 +51,7 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn new(out: Out, raw: bool) -> anyhow::Result<Self> {
         Ok(Self {
-            out: Some(out),
+            out: Arc::new(Mutex::new(out)),
             event: Schema::of("Event")?,
             raw: raw.then(|| Schema::of("SubscribeResponse")).transpose()?,
             batch: Vec::new(),
@@ -99,22 +102,16 @@ impl Lines {
 
     /// Writes what it has.
     pub(super) async fn send(&mut self) -> Result<Sent, Failure> {
-        let Some(mut out) = self.out.take() else {
-            return Err(Failure::later(
-                Cause::Io,
-                "a write was given up and has not come back",
-            ));
-        };
+        let mut out = self.out.clone().lock_owned().await;
         let batch = std::mem::take(&mut self.batch);
         // A disk may be slow, and a pipe may not be read at all.
         let written = spawn_blocking(move || {
             let result = out.write(&batch);
-            (out, batch, result)
+            (batch, result)
         });
-        let (out, batch, result) = written
+        let (batch, result) = written
             .await
-            .map_err(|error| Failure::later(Cause::Io, error.to_string()))?;
-        self.out = Some(out);
+            .map_err(|error| Failure::never(Cause::Io, error.to_string()))?;
         match result {
             Ok(()) => Ok(Sent {
                 events: std::mem::take(&mut self.events),
@@ -141,17 +138,18 @@ impl Lines {
 
     /// Now and then: a file that is old enough is changed for a new one.
     pub(super) async fn tick(&mut self) {
-        let Some(Out::File(mut file)) = self
-            .out
-            .take_if(|out| matches!(out, Out::File(file) if file.is_due()))
-        else {
+        let Ok(mut out) = self.out.clone().try_lock_owned() else {
             return;
         };
-        let turned = spawn_blocking(move || {
-            file.turn_if_due();
-            file
-        });
-        self.out = turned.await.ok().map(Out::File);
+        if matches!(&*out, Out::File(file) if file.is_due()) {
+            let turn = move || {
+                if let Out::File(file) = &mut *out {
+                    file.turn_if_due();
+                }
+            };
+            // A panic was printed when it happened.
+            _ = spawn_blocking(turn).await;
+        }
     }
 }
 
@@ -162,4 +160,50 @@ fn whole(
 ) -> anyhow::Result<()> {
     let before = batch.len();
     write(batch).inspect_err(|_| batch.truncate(before))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{
+        export::{Receiver, parse},
+        filter::Limits,
+    };
+
+    #[tokio::test]
+    async fn a_write_that_was_given_up_is_waited_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("audit.jsonl");
+        let text = format!(
+            "exporters:\n- name: a\n  kinds: [exec]\n  file: {{path: {}}}\n",
+            path.display()
+        );
+        let specs = parse(&text, &Limits::default()).expect("a good file");
+        let Receiver::File(file) = specs[0].receiver.clone() else {
+            panic!("{specs:?}")
+        };
+        let mut lines = Lines::new(Out::File(Rotated::new(file)), false).expect("a schema");
+        let batch = v1::EventBatch {
+            events: vec![v1::Event::default()],
+            ..Default::default()
+        };
+        lines.take(Message::Batch(batch)).expect("a line");
+        // Its thread still has the file.
+        let held = lines.out.clone().try_lock_owned().expect("nobody else");
+        let soon = timeout(Duration::from_millis(10), lines.send()).await;
+        assert!(soon.is_err());
+        drop(held);
+        assert_eq!(lines.send().await.expect("written").events, 1);
+        assert_eq!(
+            std::fs::read_to_string(&path)
+                .expect("a file")
+                .lines()
+                .count(),
+            1
+        );
+    }
 }

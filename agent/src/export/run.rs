@@ -14,7 +14,7 @@ use dinle_proto::{
 use prost::Message as _;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use super::{
@@ -23,25 +23,25 @@ use super::{
     counters::{Cause, Counters},
     lines::{Lines, Out},
     nats::Nats,
+    open::Opening,
     otlp::{self, Logs},
     rotate::Rotated,
     series::Store,
 };
 use crate::{
     audit,
-    filter::{Grant, Request},
-    hub::Subscription,
+    hub::{Listener, Subscription, Withdrawn},
 };
 
 /// How long an event waits for others before they are sent together.
 const LINGER: Duration = Duration::from_millis(500);
 /// Between the first failure and the second try; each further wait is twice as long…
-const AGAIN: Duration = Duration::from_millis(500);
+pub(super) const AGAIN: Duration = Duration::from_millis(500);
 /// …up to this: what comes back is noticed within half a minute.
-const AGAIN_MAX: Duration = Duration::from_secs(30);
+pub(super) const AGAIN_MAX: Duration = Duration::from_secs(30);
 /// What a receiver may ask for at most.
 const ASKED_MAX: Duration = Duration::from_secs(300);
-/// How long an exporter that is told to end tries to bring what it has.
+/// How long an exporter whose stream is to end tries to bring what it has.
 pub(super) const LAST: Duration = Duration::from_secs(3);
 
 /// What a receiver took.
@@ -214,12 +214,13 @@ pub(super) async fn run(
     let mut exporter = Exporter {
         name,
         sink,
-        counters,
+        counters: counters.clone(),
         stop,
         failing: None,
         deadline: None,
         pushes: matches!(spec.receiver, Receiver::Otlp(_)),
     };
+    let mut opening = Opening::new(spec.clone(), &context, counters, store.clone());
     let last = watch::Sender::new(false);
     let pushing = match (&spec.receiver, store) {
         (Receiver::Otlp(sink), Some(store)) => {
@@ -237,14 +238,14 @@ pub(super) async fn run(
         _ => None,
     };
     let mut stopped = exporter.stop.clone();
-    let subscription = tokio::select! {
-        subscription = exporter.open(&spec, &context) => subscription,
-        () = told(&mut stopped) => None,
-    };
-    if let Some(subscription) = subscription
-        && exporter.settle(&spec, &context).await
-    {
-        exporter.follow(subscription).await;
+    while let Some((subscription, _guard)) = opening.open(&mut stopped).await {
+        if !exporter.settle(&spec, &context).await {
+            break;
+        }
+        let Some(why) = exporter.follow(subscription).await else {
+            break;
+        };
+        opening.withdrawn(why);
     }
     if let Some(mut pushing) = pushing {
         last.send_replace(true);
@@ -254,27 +255,26 @@ pub(super) async fn run(
             _ = pushing.await;
         }
     }
-    let cause = exporter.failing.map_or(Cause::Slow, |(cause, _)| cause);
-    exporter.counters.closed(cause);
+    exporter.counters.closed(exporter.cause());
     // It may wait for a disk.
     _ = tokio::task::spawn_blocking(move || drop(exporter)).await;
 }
 
 /// Until the next try: what the receiver asks for, or our own wait if that is longer, and a part of that by chance, so that not all nodes come
 /// at once.
-fn pause(asked: Duration, wait: Duration, chance: f64) -> Duration {
+pub(super) fn pause(asked: Duration, wait: Duration, chance: f64) -> Duration {
     asked.min(ASKED_MAX).max(wait) + wait.mul_f64(chance / 2.0)
 }
 
 /// From 0 to 1.
-fn chance() -> f64 {
+pub(super) fn chance() -> f64 {
     use std::hash::{BuildHasher as _, RandomState};
     // Each has another key.
     RandomState::new().hash_one(()) as f64 / u64::MAX as f64
 }
 
 /// Comes back when the exporter is to end.
-async fn told(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn told(stop: &mut watch::Receiver<bool>) {
     // A sender that is gone means the same.
     _ = stop.wait_for(|stop| *stop).await;
 }
@@ -287,12 +287,25 @@ async fn next(subscription: &mut Subscription, deadline: Option<Instant>) -> Opt
     }
 }
 
-/// Comes back when an exporter that is to end has no more time, and says when that was.
-async fn over(mut stop: watch::Receiver<bool>, deadline: Option<Instant>) -> Instant {
+/// Comes back when a stream is to end, and says why: the exporter is to, or what it heard is not for it any more.
+async fn ending(stop: &mut watch::Receiver<bool>, listener: &Listener) -> v1::EndReason {
+    tokio::select! {
+        biased;
+        () = told(stop) => v1::EndReason::Shutdown,
+        () = listener.over() => v1::EndReason::Permission,
+    }
+}
+
+/// Comes back when an exporter whose stream is to end has no more time, and says when that was.
+async fn over(
+    mut stop: watch::Receiver<bool>,
+    listener: &Listener,
+    deadline: Option<Instant>,
+) -> Instant {
     let deadline = match deadline {
         Some(deadline) => deadline,
         None => {
-            told(&mut stop).await;
+            ending(&mut stop, listener).await;
             Instant::now() + LAST
         }
     };
@@ -307,57 +320,13 @@ struct Exporter {
     stop: watch::Receiver<bool>,
     /// Since when, why, and what has been lost for it.
     failing: Option<(Cause, u64)>,
-    /// When to give up, once it is told to stop.
+    /// When to give up, once its stream is to end.
     deadline: Option<Instant>,
     /// Sums are sent, and are no sooner with the receiver.
     pushes: bool,
 }
 
 impl Exporter {
-    /// Opens its stream, as soon as there is room for it. `None`: the agent ends.
-    async fn open(&mut self, spec: &Spec, context: &Context) -> Option<Subscription> {
-        let caller = v1::Caller {
-            peer: "exporter".to_owned(),
-            user: format!("dinle:exporter:{}", self.name),
-            groups: Vec::new(),
-        };
-        let mut wait = AGAIN;
-        let mut told = false;
-        let subscription = loop {
-            // It was right when the file was read.
-            let request = match Request::parse(&spec.asked, &context.limits) {
-                Ok(request) => request,
-                Err(error) => {
-                    tracing::error!(exporter = self.name, %error, "no stream");
-                    return None;
-                }
-            };
-            // Whoever can write the agent's configuration decides what is told.
-            match context
-                .hub
-                .subscribe(spec.asked.clone(), request, caller.clone(), Grant::all())
-            {
-                Ok(subscription) => break subscription,
-                Err(full) => {
-                    if !std::mem::replace(&mut told, true) {
-                        audit::refused(
-                            &caller,
-                            &spec.asked,
-                            "ResourceExhausted",
-                            &full.to_string(),
-                        );
-                    }
-                    self.counters.failed(Cause::Unavailable);
-                    sleep(wait).await;
-                    wait = (2 * wait).min(AGAIN_MAX);
-                }
-            }
-        };
-        self.counters.opened(subscription.listener());
-        audit::begins(subscription.listener());
-        Some(subscription)
-    }
-
     /// Waits until the kernel reports what was asked for. `false`: the agent ends.
     async fn settle(&self, spec: &Spec, context: &Context) -> bool {
         if !context.settle.settle().await {
@@ -381,7 +350,9 @@ impl Exporter {
         true
     }
 
-    async fn follow(&mut self, mut subscription: Subscription) {
+    /// Brings what a stream tells, until it ends. Says why, if that may not go on.
+    async fn follow(&mut self, mut subscription: Subscription) -> Option<Withdrawn> {
+        let listener = subscription.listener().clone();
         let began = Clock::now();
         let mut bytes = 0;
         let mut due: Option<Instant> = None;
@@ -395,15 +366,15 @@ impl Exporter {
             };
             let message = tokio::select! {
                 biased;
-                () = told(&mut stop), if subscription.ending().is_none() => {
+                reason = ending(&mut stop, &listener), if subscription.ending().is_none() => {
                     self.deadline.get_or_insert_with(|| Instant::now() + LAST);
                     // What happened until now comes yet.
-                    subscription.finish(v1::EndReason::Shutdown);
+                    subscription.finish(reason);
                     continue;
                 }
                 () = linger => {
                     due = None;
-                    self.send().await;
+                    self.send(&listener).await;
                     continue;
                 }
                 message = next(&mut subscription, self.deadline) => message,
@@ -415,14 +386,26 @@ impl Exporter {
             }
             if self.sink.is_full() {
                 due = None;
-                self.send().await;
+                self.send(&listener).await;
             }
         }
         self.deadline.get_or_insert_with(|| Instant::now() + LAST);
         if !self.sink.is_empty() {
-            self.send().await;
+            self.send(&listener).await;
         }
         audit::ends(&subscription, began, bytes);
+        let withdrawn = subscription.withdrawn()?;
+        self.counters.left(self.cause());
+        if !*self.stop.borrow() {
+            self.deadline = None;
+        }
+        Some(withdrawn)
+    }
+
+    /// Why its queue runs over.
+    fn cause(&self) -> Cause {
+        let failing = self.failing.as_ref();
+        failing.map_or(Cause::Slow, |(cause, _)| *cause)
     }
 
     /// Puts a message into the batch. Whether there may be something new in it.
@@ -462,18 +445,14 @@ impl Exporter {
 
     /// Tells the counters why the queue ran over, if it did.
     fn overflowed(&mut self) {
-        let cause = self
-            .failing
-            .as_ref()
-            .map_or(Cause::Slow, |(cause, _)| *cause);
-        let lost = self.counters.overflowed(cause);
+        let lost = self.counters.overflowed(self.cause());
         if let Some((_, all)) = &mut self.failing {
             *all += lost;
         }
     }
 
     /// Sends what is there, again and again until it is taken, or never will be.
-    async fn send(&mut self) {
+    async fn send(&mut self, listener: &Listener) {
         let mut wait = AGAIN;
         let mut stop = self.stop.clone();
         loop {
@@ -484,9 +463,9 @@ impl Exporter {
             let sent = tokio::select! {
                 biased;
                 sent = self.sink.send(), if !late => sent,
-                deadline = over(stop.clone(), self.deadline) => {
+                deadline = over(stop.clone(), listener, self.deadline) => {
                     self.deadline = Some(deadline);
-                    Err(Failure::never(Cause::Ended, "the exporter ended first"))
+                    Err(Failure::never(Cause::Ended, "its stream ended first"))
                 }
             };
             let failure = match sent {
@@ -543,7 +522,7 @@ impl Exporter {
                 }
                 None => tokio::select! {
                     () = sleep_until(pause) => {}
-                    () = told(&mut stop) => {
+                    _ = ending(&mut stop, listener) => {
                         self.deadline = Some(Instant::now() + LAST);
                     }
                 },

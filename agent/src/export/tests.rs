@@ -1,5 +1,7 @@
 //! Exporters without a kernel: a publisher on one side, files on the other.
 
+mod permissions;
+
 use std::time::{Duration, Instant};
 
 use dinle_proto::v1;
@@ -12,7 +14,7 @@ use tokio::{
 };
 
 use super::{run::run, series::Store, *};
-use crate::hub::{self, Publisher, encode_name};
+use crate::hub::{self, Publisher, Targets, encode_name};
 
 /// How long something may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,6 +38,11 @@ impl Stage {
         Self {
             context: Context {
                 hub,
+                admission: Admission {
+                    auth: None,
+                    grace: Duration::ZERO,
+                    index: Index::new("n"),
+                },
                 settle,
                 limits: Limits::default(),
                 index: Index::new("n"),
@@ -58,6 +65,15 @@ impl Stage {
         &mut self,
         receiver: &str,
     ) -> (Arc<Counters>, watch::Sender<bool>, JoinHandle<()>) {
+        let begun = self.spawn(receiver);
+        let hub = self.context.hub.clone();
+        until(|| hub.board().listeners().count() == 1).await;
+        self.publisher.refresh();
+        begun
+    }
+
+    /// Begins an exporter, which may not be given a stream.
+    fn spawn(&self, receiver: &str) -> (Arc<Counters>, watch::Sender<bool>, JoinHandle<()>) {
         let text = format!("exporters:\n- name: audit\n  kinds: [exec]\n  {receiver}\n");
         let specs = parse(&text, &self.context.limits).expect("a good file");
         let counters = Arc::new(Counters::new("audit", specs[0].receiver.name()));
@@ -76,17 +92,18 @@ impl Stage {
             store,
             stop.subscribe(),
         ));
-        let hub = self.context.hub.clone();
-        until(|| hub.board().listeners().count() == 1).await;
-        self.publisher.refresh();
         (counters, stop, task)
     }
 
     fn publish(&mut self, times: usize) {
+        self.publish_in("shop", times);
+    }
+
+    fn publish_in(&mut self, namespace: &str, times: usize) {
         let web = Arc::new(v1::Workload {
             cgroup_id: 7,
             state: v1::IdentityState::Pod.into(),
-            namespace: "shop".into(),
+            namespace: namespace.into(),
             pod: "web".into(),
             ..v1::Workload::default()
         });
@@ -100,10 +117,15 @@ impl Stage {
             })),
             ..v1::Event::default()
         };
+        let mut hidden = event.clone();
+        crate::event::redact(&mut hidden);
         for _ in 0..times {
-            let targets = self.publisher.targets(v1::Kind::Exec, &web).whole;
-            self.publisher
-                .publish(&event, v1::Kind::Exec, &web, &encode_name(&web), targets);
+            let Targets { whole, redacted } = self.publisher.targets(v1::Kind::Exec, &web);
+            for (event, targets) in [(&event, whole), (&hidden, redacted)] {
+                let name = encode_name(&web);
+                self.publisher
+                    .publish(event, v1::Kind::Exec, &web, &name, targets);
+            }
         }
         self.publisher.flush();
     }
@@ -152,6 +174,11 @@ async fn until(condition: impl Fn() -> bool) {
 
 fn lines(path: &Path) -> u64 {
     std::fs::read_to_string(path).map_or(0, |text| text.lines().count() as u64)
+}
+
+fn failed(counters: &Counters, cause: Cause) -> u64 {
+    let found = counters.failures().find(|(own, _)| *own == cause);
+    found.map_or(0, |(_, count)| count)
 }
 
 fn dropped(counters: &Counters, cause: Cause) -> u64 {

@@ -72,7 +72,7 @@ pub(super) fn encode(exporters: &Exporters, out: &mut DescriptorEncoder<'_>) -> 
     }
     let mut family = out.encode_descriptor(
         "exporter_failures",
-        "Attempts to send that failed, by cause",
+        "Attempts to listen or to send that failed, by cause",
         None,
         counter,
     )?;
@@ -92,7 +92,7 @@ pub(super) fn encode(exporters: &Exporters, out: &mut DescriptorEncoder<'_>) -> 
     };
     one(
         "exporter_up",
-        "1 while the last attempt to send was well",
+        "1 while it listens and the last attempt to send was well",
         &|exporter| exporter.up().into(),
     )?;
     one(

@@ -142,11 +142,14 @@ auth.mode is kube and grpc.insecure is true, with which tokens would go through 
 auth.certificates is true, but gRPC is served without TLS, so that nobody can show one: set grpc.tls, or set auth.certificates to false.
 {{- end }}
 {{- else }}
-{{- range $what, $set := dict "audiences" (ne (join "," .Values.auth.audiences) "dinle") "certificates" .Values.auth.certificates "grace" (ne .Values.auth.grace "2m") }}
+{{- range $what, $set := dict "audiences" (ne (join "," .Values.auth.audiences) "dinle") "certificates" .Values.auth.certificates "grace" (ne .Values.auth.grace "2m") "roles.exporters" (ne .Values.auth.roles.exporters "debugger") }}
 {{- if $set }}
 auth.{{ $what }} is set, but auth.mode is none, so that nobody is asked who they are: set auth.mode to kube, or remove it.
 {{- end }}
 {{- end }}
+{{- end }}
+{{- if and (eq .Values.auth.mode "kube") (ne .Values.auth.roles.exporters "debugger") (not .Values.exporters) }}
+auth.roles.exporters is set, but there are no exporters whose role it would be: remove it, or add some to exporters.
 {{- end }}
 {{- if and .Values.auth.roles.aggregate (not .Values.auth.roles.create) }}
 auth.roles.aggregate is true, but auth.roles.create is false, so that there are no roles to aggregate: set create to true, or remove it.

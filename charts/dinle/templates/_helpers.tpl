@@ -139,6 +139,13 @@ httpGet:
 {{ toYaml (index . 1) }}
 {{- end -}}
 
+{{- /* The role that exporters are given, as its name ends; empty: none. */ -}}
+{{- define "dinle.exportersRole" -}}
+{{- if and (eq .Values.auth.mode "kube") .Values.exporters .Values.rbac.create -}}
+{{- .Values.auth.roles.exporters -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* Not empty if an exporter writes files. */ -}}
 {{- define "dinle.exporterFiles" -}}
 {{- range .Values.exporters -}}
