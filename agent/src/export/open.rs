@@ -13,7 +13,7 @@ use super::{
 use crate::{
     admission::{Admission, Admitted, Guard, Refusal, Verdict},
     audit,
-    filter::Request,
+    filter::{Limits, Request},
     hub::{Hub, Subscription, Withdrawn},
 };
 
@@ -22,7 +22,7 @@ pub(super) struct Opening {
     spec: Spec,
     hub: Hub,
     admission: Admission,
-    limits: crate::filter::Limits,
+    limits: Limits,
     counters: Arc<Counters>,
     /// Where pods that are gone are forgotten also while there is no stream.
     store: Option<Arc<Store>>,
