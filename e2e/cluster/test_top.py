@@ -112,9 +112,9 @@ def test_all_nodes_are_on_one_screen(kubectl, pods, plugin):
         terminal.press("q")
         assert terminal.wait() == 0
         assert terminal.restored()
+        # Lines are longer than the screen is wide.
+        for node in pods.values():
+            books = rf"{node}: books: exec matched [\d,]+ = delivered [\d,]+ \+ lost 0"
+            terminal.until(lambda _: re.search(books, "".join(terminal.lines())), f"the books of {node}")
         lines = terminal.lines()
         assert lines[0] == "typed before" and not any("dinle top" in line for line in lines), lines
-        # Lines are longer than the screen is wide.
-        said = "".join(terminal.lines())
-        for node in pods.values():
-            assert re.search(rf"{node}: books: exec matched [\d,]+ = delivered [\d,]+ \+ lost 0", said), lines
