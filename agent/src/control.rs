@@ -282,15 +282,15 @@ impl Control {
             index,
             ..
         } = self;
-        let room = namespaces
-            .retain(|cgroup_id| index.get(cgroup_id).is_some())
+        namespaces
+            .tidy(|cgroup_id| index.get(cgroup_id).is_some())
             .map_err(|error| format!("the table of network namespaces cannot be read ({error})"))?;
         programs.iterate("task").map_err(|reason| {
             format!(
                 "network namespaces of pods that run already are not known, so that drops without a socket are not told: {reason}"
             )
         })?;
-        if room {
+        if namespaces.have_room() {
             return Ok(());
         }
         Err(format!(

@@ -12,21 +12,11 @@ from contextlib import contextmanager, suppress
 import pytest
 from proxy import Proxy
 from terminal import Terminal
+from traffic import DATAGRAMS, NOBODY
 
 import node
 from conftest import NODE, PATIENCE_SECONDS, PODS, ROOT
 
-# Nobody listens there, in a network namespace of its own.
-NOBODY = 4499
-# Takes a network namespace's loopback up, and sends so many datagrams to nobody.
-DATAGRAMS = f"""
-import fcntl, socket, struct
-one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-fcntl.ioctl(one, 0x8914, struct.pack("16sh14x", b"lo", 1))
-for _ in range(5):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        sender.sendto(b"nobody hears", ("127.0.0.1", {NOBODY}))
-"""
 # Sends a thousand bytes to a port, and waits until the other side has closed.
 SESSION = """
 import socket, sys
@@ -136,7 +126,7 @@ def test_each_tab_counts_what_was_done(top, pods):
         shop.run("/bin/grep", "-q", ".", "/etc/hostname", times=29)
         shop.run(sys.executable, "-c", SESSION, str(port), times=3)
         shop.run("dd", f"if={blocks}", "of=/dev/null", "bs=4096", "count=7", "iflag=direct", "status=none")
-        shop.run("unshare", "--net", sys.executable, "-c", DATAGRAMS)
+        shop.run("unshare", "--net", sys.executable, "-c", DATAGRAMS, "5")
 
     try:
         with server() as port:

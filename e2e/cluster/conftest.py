@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "e2e"))
 
 import stubs  # noqa: E402
-from node import wait_until  # noqa: E402
+from node import binary, wait_until  # noqa: E402
 
 CHART = ROOT / "charts/dinle"
 LOGS = ROOT / "target/cluster"
@@ -254,3 +254,49 @@ def listeners(channels, v1, namespace):
     yield listeners
     for listener in listeners.values():
         listener.call.cancel()
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory):
+    """`kubectl dinle`, as kubectl finds it: the same binary by another name."""
+    directory = tmp_path_factory.mktemp("plugin")
+    (directory / "kubectl-dinle").symlink_to(binary())
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{directory}"}
+
+    def command(*arguments: str, kubeconfig: str | None = None) -> tuple[list[str], dict]:
+        extra = {"KUBECONFIG": kubeconfig} if kubeconfig else {}
+        return [os.environ.get("KUBECTL", "kubectl"), "dinle", *arguments], environment | extra
+
+    return command
+
+
+def sleeper(namespace: str, name: str, node: str, app: str = "web") -> dict:
+    return pod_of({"command": ["/bin/sleep", "3600"]}, namespace, name, node, labels={"app": app})
+
+
+def start(kubectl, *pods: dict) -> None:
+    kubectl.create(*pods)
+    for pod in pods:
+        meta = pod["metadata"]
+        kubectl("-n", meta["namespace"], "wait", "--for=condition=Ready", f"pod/{meta['name']}", f"--timeout={PATIENCE_SECONDS}s")
+
+
+def attached(plugin, namespace: str) -> None:
+    """Waits until what those who listen to the namespace need is attached."""
+    # Whoever is told a plan knows that the kernel reports what was asked for before.
+    command, environment = plugin("watch", "--kinds", "exit", "-n", namespace, "--duration", "1s")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 0, done
+
+
+def listening(plugin, namespace: str, nodes: set[str]) -> bool:
+    """Whether each of these nodes has a stream of this namespace. Other tests may have theirs there."""
+    command, environment = plugin("status", "-o", "json")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    pages = [json.loads(line)["status"] for line in done.stdout.splitlines()]
+
+    def heard(page: dict) -> bool:
+        asked = [stream["request"].get("selector", {}) for stream in page.get("subscriptions", [])]
+        return [namespace] in [selector.get("namespaces") for selector in asked]
+
+    return nodes <= {page["node"] for page in pages if heard(page)}

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import subprocess
 import threading
@@ -12,30 +11,15 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from node import binary, wait_until
+from node import wait_until
 from proxy import Proxy
 
-from conftest import PATIENCE_SECONDS, SOON_SECONDS, agents_of, empty_namespace, pod_of
+from conftest import PATIENCE_SECONDS, SOON_SECONDS, agents_of, attached, empty_namespace, listening, sleeper, start
 
 # The agents' namespace, and everything that a listener needs there.
 AGENTS = "dinle"
 LIST = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}
 FORWARD = {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]}
-
-
-@pytest.fixture(scope="session")
-def plugin(tmp_path_factory):
-    """`kubectl dinle`, as kubectl finds it: the same binary by another name."""
-    directory = tmp_path_factory.mktemp("plugin")
-    (directory / "kubectl-dinle").symlink_to(binary())
-    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{directory}"}
-
-    def command(*arguments: str, kubeconfig: str | None = None) -> tuple[list[str], dict]:
-        extra = {"KUBECONFIG": kubeconfig} if kubeconfig else {}
-        return [os.environ.get("KUBECTL", "kubectl"), "dinle", *arguments], environment | extra
-
-    return command
-
 
 NUMBERS = itertools.count()
 
@@ -45,17 +29,6 @@ def shop(kubectl, agents):
     """A namespace of the test's own. Its predecessor's may take a while to go."""
     with empty_namespace(kubectl, f"dinle-e2e-plugin-{next(NUMBERS)}") as name:
         yield name
-
-
-def sleeper(namespace: str, name: str, node: str, app: str = "web") -> dict:
-    return pod_of({"command": ["/bin/sleep", "3600"]}, namespace, name, node, labels={"app": app})
-
-
-def start(kubectl, *pods: dict) -> None:
-    kubectl.create(*pods)
-    for pod in pods:
-        meta = pod["metadata"]
-        kubectl("-n", meta["namespace"], "wait", "--for=condition=Ready", f"pod/{meta['name']}", f"--timeout={PATIENCE_SECONDS}s")
 
 
 def run(kubectl, namespace: str, pod: str, times: int) -> None:
@@ -135,27 +108,6 @@ def watching(plugin, namespace: str, *arguments: str, nodes: set[str] = frozense
         watch.process.wait()
 
 
-def attached(plugin, namespace: str) -> None:
-    """Waits until what those who listen to the namespace need is attached."""
-    # Whoever is told a plan knows that the kernel reports what was asked for before.
-    command, environment = plugin("watch", "--kinds", "exit", "-n", namespace, "--duration", "1s")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
-    assert done.returncode == 0, done
-
-
-def listening(plugin, namespace: str, nodes: set[str]) -> bool:
-    """Whether each of these nodes has a stream of this namespace. Other tests may have theirs there."""
-    command, environment = plugin("status", "-o", "json")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    pages = [json.loads(line)["status"] for line in done.stdout.splitlines()]
-
-    def heard(page: dict) -> bool:
-        asked = [stream["request"].get("selector", {}) for stream in page.get("subscriptions", [])]
-        return [namespace] in [selector.get("namespaces") for selector in asked]
-
-    return nodes <= {page["node"] for page in pages if heard(page)}
-
-
 def test_all_nodes_are_one_stream_in_order_with_books_of_each(kubectl, agents, shop, plugin):
     where = {f"web-{node}": node for node in agents}
     start(kubectl, *(sleeper(shop, name, node) for name, node in where.items()))
@@ -222,6 +174,43 @@ def test_an_agent_that_is_replaced_is_heard_again_and_the_gap_is_told(kubectl, a
         run(kubectl, shop, "two", 4)
         watch.wait(lambda: watch.trues("one") == 4 and watch.trues("two") == 4, "4 of each")
         assert watch.stop() == 0
+
+
+def test_who_will_not_go_on_hears_who_is_gone_and_ends_when_nobody_is_left(kubectl, agents, shop, plugin):
+    first, second = sorted(agents)[:2]
+    before = agents_of(kubectl, AGENTS)
+    start(kubectl, sleeper(shop, "one", first), sleeper(shop, "two", second))
+    with watching(plugin, shop, "--reconnect", "0s", nodes={first, second}) as watch:
+        run(kubectl, shop, "one", 3)
+        watch.wait(lambda: watch.trues("one") == 3, "3 of the first node")
+
+        def replace(node: str) -> None:
+            kubectl("-n", AGENTS, "delete", "pod", before[node]["metadata"]["name"], "--wait=false")
+            gone = re.compile(rf"^{node}: not heard any more: (?!.*trying again)")
+            watch.wait(lambda: any(gone.match(line) for line in watch.said), f"that {node} is not heard any more")
+            wait_until(lambda: is_new(node), PATIENCE_SECONDS, f"another agent on {node}")
+
+        def is_new(node: str) -> bool:
+            agent = agents_of(kubectl, AGENTS).get(node)
+            conditions = agent["status"].get("conditions", []) if agent else []
+            ready = any((one["type"], one["status"]) == ("Ready", "True") for one in conditions)
+            return ready and agent["metadata"]["uid"] != before[node]["metadata"]["uid"]
+
+        replace(first)
+        # There is an agent again by now, which would be told of those.
+        run(kubectl, shop, "one", 4)
+        run(kubectl, shop, "two", 5)
+        watch.wait(lambda: watch.trues("two") == 5, "5 of the node that goes on")
+        assert not listening(plugin, shop, {first})
+        assert watch.process.poll() is None
+        replace(second)
+        assert watch.process.wait(PATIENCE_SECONDS) == 3
+        watch.stop()
+    assert (watch.trues("one"), watch.trues("two")) == (3, 5)
+    assert not [line for line in watch.said if "heard again" in line or "heard from now on" in line], watch.said
+    for node in (first, second):
+        assert any(re.match(rf"^{node}: not heard since [\d:.]+: .", line) for line in watch.said), watch.said
+    assert watch.booked() == len(watch.events), watch.said
 
 
 def through(proxy: Proxy, config: dict) -> dict:

@@ -142,6 +142,22 @@ def code(path) -> str:
     return path.read_text().split("\n#[cfg(test)]\nmod tests {")[0]
 
 
+PAGE = DOCS / "add-a-sensor.md"
+# Tests find out by themselves, and these are made of what is there.
+MADE = {"charts/dinle/README.md", "docs/kernels.md", *(f"docs/reference/{page.name}" for page in reference.REFERENCE.glob("*.md"))}
+
+
+def listed(heading: str) -> set[str]:
+    """The files of a table of that page."""
+    names = [row[0] for row in rows(PAGE, heading)]
+    assert len(names) == len(set(names)), names
+    return set(names)
+
+
+def same(told: set[str], found: set[str]) -> None:
+    assert told == found, f"not told: {sorted(found - told)}; told, and not so: {sorted(told - found)}"
+
+
 def test_whoever_adds_a_kind_is_told_of_each_place():
     table = (ROOT / "agent-ebpf/src/lib.rs").read_text().split("\nkinds! {\n", 1)[1].split("\n}\n", 1)[0]
     kinds = re.findall(r"^    (\w+) = \d+ of (\w+)", table, re.MULTILINE)
@@ -151,19 +167,33 @@ def test_whoever_adds_a_kind_is_told_of_each_place():
         for kind, _ in kinds
     ]
     everywhere = {str(path.relative_to(ROOT)) for path in set.intersection(*naming)}
-    told = {row[0] for row in rows(DOCS / "add-a-sensor.md", "## 4. What the compiler asks for")}
-    assert told >= everywhere, f"not told: {sorted(everywhere - told)}"
-    for name in told:
-        assert (ROOT / name).exists(), name
+    same(listed("## 4. What the compiler asks for"), everywhere)
+    # As people write it.
+    names = [re.sub(r"(?<!^)([A-Z])", r"_\1", kind).lower() for kind, _ in kinds]
+    same(listed("### Where its name is, too"), {name for name, text in written().items() if names_in_one_place(text, names)})
+
+
+def written() -> dict[str, str]:
+    """What people wrote, by the file."""
+    found = [path for room in ("charts/dinle", "docs") for path in (ROOT / room).rglob("*") if path.is_file() and path != PAGE]
+    texts = {path: path.read_text() for path in [*found, ROOT / "README.md"]} | {path: code(path) for path in sources()}
+    return {name: text for path, text in texts.items() if (name := str(path.relative_to(ROOT))) not in MADE}
+
+
+def names_in_one_place(text: str, names: list[str]) -> bool:
+    """Within a few lines: each of them is a word that is used for other things, too."""
+    if not all(name in text for name in names):
+        return False
+    lines = text.splitlines()
+    places = ("\n".join(lines[start : start + 12]) for start in range(len(lines)))
+    return any(all(re.search(rf"\b{name}\b", place) for name in names) for place in places)
 
 
 def test_whoever_adds_a_sensor_is_told_of_each_place():
     sensors = json.loads((ROOT / "charts/dinle/values.schema.json").read_text())
     sensors = sensors["properties"]["sensors"]["items"]["enum"]
-    for name, *_ in rows(DOCS / "add-a-sensor.md", "## 5. What a new sensor asks for besides"):
-        text = (ROOT / name).read_text()
-        missing = [sensor for sensor in sensors if not re.search(rf"\b{sensor}\b", text)]
-        assert not missing, f"{name} does not name {missing}"
+    found = {name for name, text in written().items() if names_in_one_place(text, sensors)}
+    same(listed("## 5. What a new sensor asks for besides"), found)
 
 
 def test_symptoms_are_in_the_words_of_the_program():

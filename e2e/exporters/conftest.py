@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -125,3 +126,16 @@ def exporting(tmp_path, pods_file):
     yield start
     for exporting in started:
         exporting.__exit__(None, None, None)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 1 MiB that nobody else has: its device."""
+    image = tmp_path / "disk"
+    image.write_bytes(b"\0" * (1 << 20))
+    made = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"there is no loop device: {made.stderr}")
+    device = Path(made.stdout.strip())
+    yield device
+    subprocess.run(["losetup", "--detach", device], check=True)

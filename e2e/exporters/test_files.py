@@ -58,7 +58,7 @@ def test_full_files_are_compressed_and_the_oldest_go(exporting, pods, v1, tmp_pa
     agent.wait(lambda: not list(tmp_path.glob("*.part")), "nothing is half done")
     for file in old(path):
         text = gzip.decompress(file.read_bytes()).decode()
-        assert 0 < len(text) <= 2 * 262144 and events(v1, text)
+        assert 0 < len(text) <= 65536 and events(v1, text)
     assert agent.exporter("up", "audit") == 1
 
 

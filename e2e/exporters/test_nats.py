@@ -2,8 +2,13 @@
 
 import asyncio
 import json
+import socket
+import ssl
 import subprocess
+import threading
+from contextlib import suppress
 
+import certificates
 import nats
 import node
 import pytest
@@ -12,10 +17,13 @@ from google.protobuf import json_format
 
 
 class Server:
-    def __init__(self, directory, *arguments: str):
+    def __init__(self, directory, *arguments: str, scheme: str = "nats", **known):
+        """`known` is how those connect that it lets in."""
         self.port = node.free_port()
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.directory = directory
         self.arguments = arguments
+        self.known = known
 
     def __enter__(self):
         command = [RECEIVERS / "usr/sbin/nats-server", "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", self.directory, *self.arguments]
@@ -30,11 +38,11 @@ class Server:
         self.process.wait(PATIENCE_SECONDS)
         (self.directory / "log").unlink()
 
-    def ask(self, question, **options):
+    def ask(self, question):
         """Asks as a client does."""
 
         async def asked():
-            client = await nats.connect(f"nats://127.0.0.1:{self.port}", **options)
+            client = await nats.connect(self.url, **self.known)
             try:
                 return await question(client.jetstream())
             finally:
@@ -42,10 +50,17 @@ class Server:
 
         return asyncio.run(asked())
 
-    def make_stream(self, max_msg_size: int = -1, **options):
-        self.ask(lambda stream: stream.add_stream(name="DINLE", subjects=["dinle.>"], max_msg_size=max_msg_size), **options)
+    def make_stream(self, max_msg_size: int = -1):
+        self.ask(lambda stream: stream.add_stream(name="DINLE", subjects=["dinle.>"], max_msg_size=max_msg_size))
 
-    def messages(self, subject: str = "dinle.>", **options) -> list:
+    def seal_stream(self):
+        """It refuses whatever comes from then on."""
+        self.ask(lambda stream: stream.update_stream(name="DINLE", subjects=["dinle.>"], sealed=True))
+
+    def delete_stream(self):
+        self.ask(lambda stream: stream.delete_stream("DINLE"))
+
+    def messages(self, subject: str = "dinle.>") -> list:
         """Everything of a subject, as somebody reads it who comes later."""
 
         async def read(stream):
@@ -54,7 +69,32 @@ class Server:
             count = sum((info.state.subjects or {}).values())
             return [await subscription.next_msg(timeout=PATIENCE_SECONDS) for _ in range(count)]
 
-        return self.ask(read, **options)
+        return self.ask(read)
+
+
+class Deaf:
+    """Is where a server was, and shows out whoever comes. Counts them."""
+
+    def __init__(self, port: int):
+        self.listener = socket.create_server(("127.0.0.1", port))
+        self.count = 0
+        self.thread = threading.Thread(target=self.serve)
+
+    def serve(self):
+        with suppress(OSError):
+            while True:
+                self.listener.accept()[0].close()
+                self.count += 1
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        # A thread that accepts is not woken by a close.
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.listener.close()
 
 
 def log(server: Server, **more) -> dict:
@@ -63,7 +103,7 @@ def log(server: Server, **more) -> dict:
         "kinds": ["exec"],
         "selector": OURS,
         "filter": {"binary": [{"exact": "/bin/true"}]},
-        "nats": {"url": f"nats://127.0.0.1:{server.port}", "subject": "dinle.{namespace}.{pod}.{kind}", "timeout": "2s", **more},
+        "nats": {"url": server.url, "subject": "dinle.{namespace}.{pod}.{kind}", "timeout": "2s", **more},
     }
 
 
@@ -128,17 +168,114 @@ def test_one_event_that_a_stream_does_not_take_holds_up_no_other(exporting, pods
     assert len(server.messages()) == 3 and agent.exporter("waiting_events", "log") == 0
 
 
-def test_who_does_not_know_the_password_is_not_let_in(exporting, pods, v1, tmp_path):
+def test_a_stream_that_refuses_is_mended_in_time_or_is_given_up_after_five_tries(exporting, pods, v1, server):
+    server.make_stream()
+    server.seal_stream()
+    agent = exporting([log(server)])
+    agent.attached(v1, 1)
+    pods["web"].run("/bin/true")
+    agent.wait(lambda: agent.exporter("failures_total", "log", cause="refused") > 0, "it is refused")
+    assert "sealed stream" in agent.agent.log.read_text()
+    server.delete_stream()
+    server.make_stream()
+    agent.wait(lambda: agent.exporter("events_total", "log") == 1, "the stream takes it now")
+    assert agent.exporter("events_dropped_total", "log") == 0 and len(server.messages()) == 1
+
+    server.seal_stream()
+    before = agent.exporter("failures_total", "log")
+    pods["web"].run("/bin/true")
+    agent.wait(lambda: agent.exporter("events_dropped_total", "log") == 1, "it is given up")
+    assert agent.exporter("events_dropped_total", "log", cause="refused") == 1
+    # The fifth is no failure any more.
+    assert agent.exporter("failures_total", "log") - before == 4
+    assert agent.exporter("waiting_events", "log") == 0
+    assert "the receiver throws events away" in agent.agent.log.read_text()
+    server.delete_stream()
+    server.make_stream()
+    pods["web"].run("/bin/true", times=2)
+    agent.wait(lambda: agent.exporter("events_total", "log") == 3, "it goes on")
+    assert len(server.messages()) == 2 and agent.exporter("events_dropped_total", "log") == 1
+
+
+def test_a_server_that_is_away_is_looked_for_once_at_a_time(exporting, pods, v1, tmp_path):
+    """A client that has lost its connection gives up, and the exporter begins another. Else each of them would go on for ever."""
+    server = Server(tmp_path / "nats")
+    with server:
+        server.make_stream()
+        agent = exporting([log(server)])
+        agent.attached(v1, 1)
+        pods["web"].run("/bin/true", times=5)
+        agent.wait(lambda: agent.exporter("events_total", "log") == 5, "five are acknowledged")
+    with Deaf(server.port) as deaf:
+        pods["web"].run("/bin/true", times=7)
+        # Four seconds follow until the fifth.
+        agent.wait(lambda: agent.exporter("failures_total", "log") >= 4, "four tries")
+        came, tries = deaf.count, agent.exporter("failures_total", "log")
+        # The client that had the connection looks for another one, once.
+        assert 0 < came <= tries + 1, f"{came} connections in {tries} tries"
+    with server:
+        agent.wait(lambda: agent.exporter("events_total", "log") == 12, "the others follow")
+        assert len(server.messages()) == 12
+
+
+@pytest.mark.parametrize(
+    ("lines", "flags", "known"),
+    [
+        ("dinle\n{}\n", ["--user", "dinle", "--pass", "right"], {"user": "dinle", "password": "right"}),
+        ("{}\n", ["--auth", "right"], {"token": "right"}),
+    ],
+    ids=["password", "token"],
+)
+def test_who_does_not_know_the_secret_is_not_let_in(exporting, pods, v1, tmp_path, lines, flags, known):
     secret = tmp_path / "secret"
-    secret.write_text("dinle\nwrong\n")
-    with Server(tmp_path / "nats", "--user", "dinle", "--pass", "right") as server:
-        known = {"user": "dinle", "password": "right"}
-        server.make_stream(**known)
+    secret.write_text(lines.format("wrong"))
+    with Server(tmp_path / "nats", *flags, **known) as server:
+        server.make_stream()
         agent = exporting([log(server, password_file=str(secret))])
         agent.attached(v1, 1)
         pods["web"].run("/bin/true", times=3)
         agent.wait(lambda: agent.exporter("failures_total", "log", cause="unavailable") > 0, "it is refused")
-        secret.write_text("dinle\nright\n")
+        assert "authorization violation" in agent.agent.log.read_text()
+        assert agent.exporter("up", "log") == 0 and server.messages() == []
+        secret.write_text(lines.format("right"))
         agent.wait(lambda: agent.exporter("events_total", "log") == 3, "it is let in")
-        assert len(server.messages(**known)) == 3
-        assert "right" not in agent.agent.log.read_text()
+        assert len(server.messages()) == 3 and agent.exporter("events_dropped_total", "log") == 0
+        said = agent.agent.log.read_text()
+        assert "right" not in said and "wrong" not in said
+
+
+# Which file is wrong, and what is said of it: of which alert servers send, each has an opinion of its own. Without a file there is none to be mended.
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [("ca_file", "UnknownIssuer"), ("cert_file", "received fatal alert: "), (None, "received fatal alert: ")],
+    ids=["authority", "certificate", "none"],
+)
+def test_tls_with_certificates_on_both_sides(exporting, pods, v1, tmp_path, wrong, reason):
+    ours, strangers = (certificates.Authority(tmp_path / name, name) for name in ("ours", "strangers"))
+    server_certificate, server_key = ours.sign("server", "/CN=server")
+    right, foreign = (
+        dict(zip(("ca_file", "cert_file", "key_file"), (authority.path("crt"), *authority.sign("agent", "/CN=agent"))))
+        for authority in (ours, strangers)
+    )
+    used = {name: tmp_path / name for name in right}
+    for name, file in used.items():
+        # A certificate and its key go together.
+        mistaken = wrong and (name == "ca_file") == (wrong == "ca_file")
+        file.write_bytes((foreign if mistaken else right)[name].read_bytes())
+    trust = ssl.create_default_context(cafile=str(ours.path("crt")))
+    trust.load_cert_chain(right["cert_file"], right["key_file"])
+    flags = ["--tlsverify", f"--tlscert={server_certificate}", f"--tlskey={server_key}", f"--tlscacert={ours.path('crt')}"]
+    with Server(tmp_path / "nats", *flags, scheme="tls", tls=trust) as server:
+        server.make_stream()
+        files = {name: str(file) for name, file in used.items() if wrong or name == "ca_file"}
+        agent = exporting([log(server, tls=files)])
+        agent.attached(v1, 1)
+        pods["web"].run("/bin/true", times=3)
+        agent.wait(lambda: agent.exporter("failures_total", "log", cause="unavailable") > 0, "it is refused")
+        assert reason in agent.agent.log.read_text(), agent.agent.log.read_text()
+        assert agent.exporter("up", "log") == 0 and server.messages() == []
+        if wrong:
+            for name, file in used.items():
+                file.write_bytes(right[name].read_bytes())
+            agent.wait(lambda: agent.exporter("events_total", "log") == 3, "they come over TLS")
+            assert len(server.messages()) == 3 and agent.exporter("events_dropped_total", "log") == 0

@@ -1,7 +1,7 @@
 //! What a process holds of the kernel's BPF, and whether it is still there.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
 };
@@ -117,52 +117,64 @@ fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<RawFd> {
     }
 }
 
-/// How many entries a process's map of that name has, whose keys are of 8 bytes.
-///
-/// # Panics
-/// When the process has no such map.
-pub fn entries(pid: u32, name: &str) -> usize {
+/// How many entries each of a process's hash maps has, by their names. Arrays and rings are as large as they ever are, and of LRU maps the kernel
+/// takes out by itself what was not used for longest.
+pub fn hashes(pid: u32) -> BTreeMap<String, usize> {
     let held = held(pid);
     let maps = held.iter().filter(|(object, _)| *object == Object::Map);
-    let map = maps
-        .filter_map(|&(object, id)| open(object, id))
-        .find(|map| self::name(map).is_some_and(|found| found == name));
-    let map = map.unwrap_or_else(|| panic!("process {pid} has no map {name}"));
-    keys(&map)
+    let maps = maps.filter_map(|&(object, id)| open(object, id));
+    maps.filter_map(|map| {
+        let info = Info::of(&map)?;
+        info.is_hash()
+            .then(|| (info.name(), keys(&map, info.key as usize)))
+    })
+    .collect()
 }
 
-fn name(map: &OwnedFd) -> Option<String> {
-    /// BPF_OBJ_GET_INFO_BY_FD of include/uapi/linux/bpf.h.
-    const INFO_BY_FD: libc::c_long = 15;
-    /// The beginning of `struct bpf_map_info`.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Info {
-        kind_id_key_value_entries_flags: [u32; 6],
-        name: [u8; 16],
-    }
-    #[repr(C)]
-    struct Attr {
-        fd: u32,
-        len: u32,
-        info: u64,
-    }
-    let mut info = Info::default();
-    let attr = Attr {
-        fd: map.as_raw_fd() as u32,
-        len: size_of::<Info>() as u32,
-        info: &raw mut info as u64,
-    };
-    bpf(INFO_BY_FD, &attr).ok()?;
-    let Info {
-        kind_id_key_value_entries_flags: [_, _, key, ..],
-        name,
-    } = info;
-    let end = name.iter().position(|&byte| byte == 0)?;
-    (key == 8).then(|| String::from_utf8_lossy(&name[..end]).into_owned())
+/// The beginning of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    kind: u32,
+    id: u32,
+    key: u32,
+    value_entries_flags: [u32; 3],
+    name: [u8; 16],
 }
 
-fn keys(map: &OwnedFd) -> usize {
+impl Info {
+    fn of(map: &OwnedFd) -> Option<Self> {
+        /// BPF_OBJ_GET_INFO_BY_FD of include/uapi/linux/bpf.h.
+        const INFO_BY_FD: libc::c_long = 15;
+        #[repr(C)]
+        struct Attr {
+            fd: u32,
+            len: u32,
+            info: u64,
+        }
+        let mut info = Self::default();
+        let attr = Attr {
+            fd: map.as_raw_fd() as u32,
+            len: size_of::<Self>() as u32,
+            info: &raw mut info as u64,
+        };
+        bpf(INFO_BY_FD, &attr).ok()?;
+        Some(info)
+    }
+
+    fn is_hash(&self) -> bool {
+        /// BPF_MAP_TYPE_HASH and BPF_MAP_TYPE_PERCPU_HASH.
+        const KINDS: [u32; 2] = [1, 5];
+        KINDS.contains(&self.kind)
+    }
+
+    fn name(&self) -> String {
+        let end = self.name.iter().position(|&byte| byte == 0);
+        String::from_utf8_lossy(&self.name[..end.unwrap_or(self.name.len())]).into_owned()
+    }
+}
+
+fn keys(map: &OwnedFd, size: usize) -> usize {
     /// BPF_MAP_GET_NEXT_KEY.
     const NEXT_KEY: libc::c_long = 4;
     #[repr(C)]
@@ -172,21 +184,21 @@ fn keys(map: &OwnedFd) -> usize {
         key: u64,
         next: u64,
     }
-    let (mut key, mut next) = (0_u64, 0_u64);
+    let (mut key, mut next) = (vec![0_u8; size], vec![0_u8; size]);
     let mut count = 0;
     loop {
         let attr = Attr {
             fd: map.as_raw_fd() as u32,
             unused: 0,
             // Before the first there is none.
-            key: if count == 0 { 0 } else { &raw mut key as u64 },
-            next: &raw mut next as u64,
+            key: if count == 0 { 0 } else { key.as_ptr() as u64 },
+            next: next.as_mut_ptr() as u64,
         };
         match bpf(NEXT_KEY, &attr) {
             Ok(_) => count += 1,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return count,
             Err(error) => panic!("the keys of a map: {error}"),
         }
-        key = next;
+        std::mem::swap(&mut key, &mut next);
     }
 }

@@ -226,12 +226,29 @@ mod tests {
     use super::*;
     use crate::client::look::Look;
 
-    pub(super) fn screen<'a>(out: &'a mut Vec<u8>, err: &'a mut Vec<u8>) -> Screen<'a> {
-        Screen {
-            look: Look::default(),
-            err_colored: false,
-            out,
-            err,
+    /// What is written on a screen.
+    #[derive(Default)]
+    pub(super) struct Paper {
+        out: Vec<u8>,
+        err: Vec<u8>,
+    }
+
+    impl Paper {
+        pub(super) fn screen(&mut self) -> Screen<'_> {
+            Screen {
+                look: Look::default(),
+                err_colored: false,
+                out: &mut self.out,
+                err: &mut self.err,
+            }
+        }
+
+        pub(super) fn out(&self) -> String {
+            String::from_utf8_lossy(&self.out).into_owned()
+        }
+
+        pub(super) fn err(&self) -> String {
+            String::from_utf8_lossy(&self.err).into_owned()
         }
     }
 
@@ -256,16 +273,18 @@ mod tests {
         };
         let slow = "the API server did not list pods within 20 s";
         for (fault, why) in [(Some("you may not"), "you may not"), (None, slow)] {
-            let (mut out, mut err) = (Vec::new(), Vec::new());
-            let mut heard = screen(&mut out, &mut err);
+            let mut paper = Paper::default();
             let (mut wanted, _nodes) = asked(fault);
-            let error = wanted.listed(false, &mut heard).await.expect_err(why);
+            let error = wanted
+                .listed(false, &mut paper.screen())
+                .await
+                .expect_err(why);
             assert_eq!(error.to_string(), why);
             let (mut wanted, _nodes) = asked(fault);
-            wanted.listed(true, &mut heard).await?;
+            wanted.listed(true, &mut paper.screen()).await?;
             assert!(wanted.nodes.is_none());
             let said = format!("{why}; only nodes with an agent are asked\n");
-            assert_eq!(String::from_utf8(err)?, said);
+            assert_eq!(paper.err(), said);
         }
         Ok(())
     }

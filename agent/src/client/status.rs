@@ -461,6 +461,15 @@ exec CLIENT_QUEUE 3
         );
     }
 
+    fn has_lines(page: &str, expected: &[&str]) {
+        for line in expected {
+            assert!(
+                page.lines().any(|found| found == *line),
+                "{line} in\n{page}"
+            );
+        }
+    }
+
     #[test]
     fn a_quiet_agent_says_so() {
         let status = v1::GetStatusResponse {
@@ -475,28 +484,25 @@ exec CLIENT_QUEUE 3
             budget: Some(v1::Budget::default()),
             ..Default::default()
         };
-        let page = printed(&status);
-        for line in [
+        let expected = [
             "agent    -, up 0s",
             "pods     from kube, NOT SYNCED YET, 0 pods; last error: connection refused",
             "nobody listens",
             "nothing was lost",
-        ] {
-            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
-        }
+        ];
+        has_lines(&printed(&status), &expected);
     }
 
     #[test]
     fn what_is_not_told_is_no_zero() {
         let page = printed(&v1::GetStatusResponse::default());
-        for line in [
+        let expected = [
             "pods     -",
             "cgroups  -",
             "cost     -",
             "what the whole node costs and loses is told to those who may watch something in all namespaces",
-        ] {
-            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
-        }
+        ];
+        has_lines(&page, &expected);
         assert!(
             !page.contains("PROGRAM") && !page.contains("nothing was lost"),
             "{page}"

@@ -232,13 +232,8 @@ async fn show(
     screen: &mut Screen<'_>,
     ticks: Pokes,
 ) -> anyhow::Result<ExitCode> {
-    let How {
-        bounds,
-        connection,
-        all_namespaces,
-    } = how;
     // Whoever asks for a password asks on a terminal that is as usual.
-    let reach = connection.reach().await?;
+    let reached = how.reach().await?;
     // Books are looked at all the time.
     request.heartbeat_interval = prost_types::Duration::try_from(BOOKS).ok();
     let notes = live.notes();
@@ -268,7 +263,7 @@ async fn show(
     };
     let format = Format::Custom(Box::new(live));
     let result = tokio::select! {
-        result = listen_at(reach, request, format, (bounds, all_namespaces), &mut inner, pokes) => Some(result),
+        result = listen_at(reached, request, format, &mut inner, pokes) => Some(result),
         () = enough.for_good() => None,
     };
     drop(terminal);

@@ -266,6 +266,22 @@ impl How {
             all_namespaces: selection.all_namespaces(),
         })
     }
+
+    /// Finds out whom to ask. Whoever must log in to a cluster is asked for it here.
+    pub(super) async fn reach(self) -> anyhow::Result<Reached> {
+        Ok(Reached {
+            whom: self.connection.reach().await?,
+            bounds: self.bounds,
+            all_namespaces: self.all_namespaces,
+        })
+    }
+}
+
+/// The same, where it is known whom to ask.
+pub(super) struct Reached {
+    whom: Reach,
+    bounds: Bounds,
+    all_namespaces: bool,
 }
 
 /// Asks for the stream and prints it, or asks what it would be.
@@ -286,33 +302,23 @@ pub(super) async fn listen_and(
     screen: &mut Screen<'_>,
     pokes: impl Stream<Item = Poke>,
 ) -> anyhow::Result<ExitCode> {
-    let How {
-        bounds,
-        connection,
-        all_namespaces,
-    } = how;
-    let reach = connection.reach().await?;
-    listen_at(
-        reach,
-        request,
-        format,
-        (bounds, all_namespaces),
-        screen,
-        pokes,
-    )
-    .await
+    listen_at(how.reach().await?, request, format, screen, pokes).await
 }
 
 /// The same, where it is known whom to ask.
 pub(super) async fn listen_at(
-    reach: Reach,
+    reached: Reached,
     request: v1::SubscribeRequest,
     format: Format,
-    (bounds, all_namespaces): (Bounds, bool),
     screen: &mut Screen<'_>,
     pokes: impl Stream<Item = Poke>,
 ) -> anyhow::Result<ExitCode> {
-    let address = match reach {
+    let Reached {
+        whom,
+        bounds,
+        all_namespaces,
+    } = reached;
+    let address = match whom {
         Reach::Agent(address) => address,
         Reach::Cluster(cluster) => {
             let asked = nodes::Asked {

@@ -1,6 +1,7 @@
 //! JSON lines, as `dinle watch -o json` prints them: to standard output, or to a file.
 
 use std::{
+    collections::VecDeque,
     io::{self, Write as _},
     sync::Arc,
 };
@@ -25,12 +26,15 @@ pub(super) enum Out {
 }
 
 impl Out {
-    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+    /// Takes away what it has written.
+    fn write(&mut self, lines: &mut &[u8]) -> io::Result<()> {
         match self {
             Self::Stdout => {
                 let mut out = io::stdout().lock();
                 out.write_all(lines)?;
-                out.flush()
+                out.flush()?;
+                *lines = &[];
+                Ok(())
             }
             Self::File(file) => file.write(lines),
         }
@@ -45,7 +49,10 @@ pub(super) struct Lines {
     /// Every message is a line.
     raw: Option<Schema>,
     batch: Vec<u8>,
-    events: u64,
+    /// The lines of the batch: bytes of each, and how many events are in it.
+    lines: VecDeque<(usize, u64)>,
+    /// What was written of a batch before an error.
+    done: Sent,
 }
 
 impl Lines {
@@ -55,7 +62,8 @@ impl Lines {
             event: Schema::of("Event")?,
             raw: raw.then(|| Schema::of("SubscribeResponse")).transpose()?,
             batch: Vec::new(),
-            events: 0,
+            lines: VecDeque::new(),
+            done: Sent::default(),
         })
     }
 
@@ -72,22 +80,22 @@ impl Lines {
             event: schema,
             raw,
             batch,
-            events: taken,
+            lines,
             ..
         } = self;
         if let Some(raw) = raw {
             let events = events.len() as u64;
             let message = Some(message);
-            whole(batch, |batch| {
+            let bytes = whole(batch, |batch| {
                 raw.line(&v1::SubscribeResponse { message }, batch)
             })
             .map_err(|error| Unwritable { events, error })?;
-            *taken += events;
+            lines.push_back((bytes, events));
             return Ok(());
         }
         each(events, |event| {
-            whole(batch, |batch| schema.line(event, batch))?;
-            *taken += 1;
+            let bytes = whole(batch, |batch| schema.line(event, batch))?;
+            lines.push_back((bytes, 1));
             Ok(())
         })
     }
@@ -106,34 +114,41 @@ impl Lines {
         let batch = std::mem::take(&mut self.batch);
         // A disk may be slow, and a pipe may not be read at all.
         let written = spawn_blocking(move || {
-            let result = out.write(&batch);
-            (batch, result)
+            let mut left = batch.as_slice();
+            let result = out.write(&mut left);
+            let left = left.to_vec();
+            (batch.len() - left.len(), left, result)
         });
-        let (batch, result) = written
+        let (written, left, result) = written
             .await
             .map_err(|error| Failure::never(Cause::Io, error.to_string()))?;
-        match result {
-            Ok(()) => Ok(Sent {
-                events: std::mem::take(&mut self.events),
-                bytes: batch.len() as u64,
-                refused: Vec::new(),
-            }),
-            Err(error) => {
-                self.batch = batch;
-                let full = matches!(
-                    error.kind(),
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-                );
-                let cause = if full { Cause::NoSpace } else { Cause::Io };
-                Err(Failure::later(cause, error.to_string()))
-            }
+        self.batch = left;
+        self.wrote(written);
+        result.map_err(|error| {
+            let full = matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            );
+            let cause = if full { Cause::NoSpace } else { Cause::Io };
+            Failure::later(cause, error.to_string())
+        })?;
+        Ok(std::mem::take(&mut self.done))
+    }
+
+    /// Accounts for lines that are not in the batch any more.
+    fn wrote(&mut self, mut bytes: usize) {
+        self.done.bytes += bytes as u64;
+        while let Some((line, events)) = self.lines.pop_front_if(|(line, _)| *line <= bytes) {
+            bytes -= line;
+            self.done.events += events;
         }
     }
 
-    /// Gives up what it has. Returns how many events that is; none of them was taken.
-    pub(super) fn discard(&mut self) -> u64 {
+    /// Gives up what it has. Returns how many events that is, and what was written of them before.
+    pub(super) fn discard(&mut self) -> (u64, Sent) {
         self.batch.clear();
-        std::mem::take(&mut self.events)
+        let left = self.lines.drain(..).map(|(_, events)| events).sum();
+        (left, std::mem::take(&mut self.done))
     }
 
     /// Now and then: a file that is old enough is changed for a new one.
@@ -153,13 +168,14 @@ impl Lines {
     }
 }
 
-/// Adds a line, or nothing of it.
+/// Adds a line, or nothing of it. Returns how long it is.
 fn whole(
     batch: &mut Vec<u8>,
     write: impl FnOnce(&mut Vec<u8>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<usize> {
     let before = batch.len();
-    write(batch).inspect_err(|_| batch.truncate(before))
+    write(batch).inspect_err(|_| batch.truncate(before))?;
+    Ok(batch.len() - before)
 }
 
 #[cfg(test)]
@@ -205,5 +221,24 @@ mod tests {
                 .count(),
             1
         );
+    }
+
+    #[test]
+    fn what_was_written_before_an_error_counts_once() {
+        let events = vec![v1::Event::default(); 3];
+        let batch = v1::EventBatch {
+            first_sequence: 1,
+            events,
+        };
+        let mut lines = Lines::new(Out::Stdout, false).expect("a schema");
+        let taken = lines.take(Message::Batch(batch));
+        assert!(taken.is_ok() && lines.lines.len() == 3);
+        let one = lines.batch.len() / 3;
+        lines.batch.drain(..one);
+        lines.wrote(one);
+        let (left, done) = lines.discard();
+        assert_eq!((left, done.events, done.bytes), (2, 1, one as u64));
+        assert!(lines.is_empty());
+        assert_eq!(lines.discard().0, 0);
     }
 }

@@ -268,6 +268,9 @@ fn failure(error: &PublishError, subject: &str) -> Failure {
             ),
         ),
         PublishErrorKind::TimedOut => Failure::later(Cause::Timeout, super::sentence(error)),
+        _ if verdict(error) == Verdict::Refused => {
+            Failure::later(Cause::Refused, super::sentence(error))
+        }
         _ => Failure::later(Cause::Unavailable, super::sentence(error)),
     }
 }

@@ -60,8 +60,16 @@ impl Rotated {
         }
     }
 
-    /// Writes whole lines, all or none.
-    pub(super) fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+    /// Writes lines, and takes away those that are written: all of them, unless there is an error. None is in two files.
+    pub(super) fn write(&mut self, lines: &mut &[u8]) -> io::Result<()> {
+        while !lines.is_empty() {
+            self.write_some(lines)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the lines that have room in one file, and at least one.
+    fn write_some(&mut self, lines: &mut &[u8]) -> io::Result<()> {
         let named = |what: &str, path: &Path, error: io::Error| {
             io::Error::new(
                 error.kind(),
@@ -76,26 +84,36 @@ impl Rotated {
             self.open = Some(open(&path).map_err(|error| named("opened", &path, error))?);
             self.tidy();
         }
-        if let Some(open) = &self.open
-            && open.bytes > 0
-            && open.bytes + lines.len() as u64 > self.config.max_bytes
-        {
+        let max = self.config.max_bytes;
+        let room = |open: &Open| fitting(lines, max.saturating_sub(open.bytes));
+        let mut fitting = self.open.as_ref().map_or(0, room);
+        if fitting == 0 && self.open.as_ref().is_some_and(|open| open.bytes > 0) {
             self.turn();
-            if self.open.is_none() {
-                self.open = Some(self::open(&path).map_err(|error| named("opened", &path, error))?);
-            }
+            fitting = match self.open {
+                // It cannot be renamed.
+                Some(_) => lines.len(),
+                None => {
+                    let new = open(&path).map_err(|error| named("opened", &path, error))?;
+                    room(self.open.insert(new))
+                }
+            };
+        }
+        if fitting == 0 {
+            fitting = first(lines);
         }
         let Some(open) = &mut self.open else {
             return Err(io::Error::other("the file is not open"));
         };
-        if let Err(error) = open.file.write_all(lines) {
+        let (now, later) = lines.split_at(fitting);
+        if let Err(error) = open.file.write_all(now) {
             // Half a line would be read as one. A file can be cut on a full disk, too.
             if open.file.set_len(open.bytes).is_err() {
                 self.open = None;
             }
             return Err(named("written", &path, error));
         }
-        open.bytes += lines.len() as u64;
+        open.bytes += now.len() as u64;
+        *lines = later;
         Ok(())
     }
 
@@ -177,6 +195,24 @@ impl Rotated {
             }
         }
     }
+}
+
+/// How many bytes the lines have together that have so much room.
+fn fitting(lines: &[u8], room: u64) -> usize {
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
+    match lines.get(..room) {
+        None => lines.len(),
+        Some(part) => part
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1),
+    }
+}
+
+/// How many bytes the first line has.
+fn first(lines: &[u8]) -> usize {
+    let end = lines.iter().position(|byte| *byte == b'\n');
+    end.map_or(lines.len(), |end| end + 1)
 }
 
 fn lock(tidying: &Mutex<Tidying>) -> MutexGuard<'_, Tidying> {

@@ -103,7 +103,7 @@ pub(super) fn each(
 
 /// Where messages go, and those that are on their way.
 pub(super) enum Sink {
-    Lines(Lines),
+    Lines(Box<Lines>),
     Logs(Box<Logs>),
     Nats(Box<Nats>),
     /// Nothing is on its way: whoever wants the sums asks for them.
@@ -117,9 +117,10 @@ impl Sink {
         context: &Context,
     ) -> anyhow::Result<Self> {
         Ok(match receiver {
-            Receiver::Stdout(raw) => Self::Lines(Lines::new(Out::Stdout, *raw)?),
+            Receiver::Stdout(raw) => Self::Lines(Box::new(Lines::new(Out::Stdout, *raw)?)),
             Receiver::File(file) => {
-                Self::Lines(Lines::new(Out::File(Rotated::new(file.clone())), file.raw)?)
+                let out = Out::File(Rotated::new(file.clone()));
+                Self::Lines(Box::new(Lines::new(out, file.raw)?))
             }
             Receiver::Otlp(otlp) if otlp.signal == Signal::Logs => {
                 Self::Logs(Box::new(Logs::new(otlp.clone(), context)?))
@@ -180,7 +181,7 @@ impl Sink {
     /// Gives up what it could not send last, or everything. Returns how many events those were, and what the receiver has taken before.
     fn discard(&mut self, everything: bool) -> (u64, Sent) {
         match self {
-            Self::Lines(lines) => (lines.discard(), Sent::default()),
+            Self::Lines(lines) => lines.discard(),
             Self::Logs(logs) => logs.discard(everything),
             Self::Nats(nats) => nats.discard(),
             Self::Series(_) => (0, Sent::default()),

@@ -1,6 +1,9 @@
 //! Maps that the agent writes and reads: scope, and counters.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
 
 use aya::{
     Ebpf, Pod,
@@ -276,9 +279,14 @@ impl Rates {
     }
 }
 
+/// Between two times that all network namespaces are forgotten. Until they are learnt anew, in milliseconds, drops without a socket are not told.
+const FORGET_AGAIN: Duration = Duration::from_secs(60);
+
 /// Whose the network namespaces are: filled by the kernel, kept tidy here.
 pub struct Namespaces {
     map: BpfHashMap<MapData, u64, u64>,
+    /// When all were forgotten last.
+    forgotten: Option<Instant>,
 }
 
 impl Namespaces {
@@ -286,20 +294,40 @@ impl Namespaces {
         let name = "NETNS";
         let map = BpfHashMap::try_from(take_map(ebpf, name)?)
             .map_err(|error| LoadError::Map { name, error })?;
-        Ok(Self { map })
+        Ok(Self {
+            map,
+            forgotten: None,
+        })
     }
 
-    /// Forgets those of cgroups that are gone. Whether there is room for more.
-    pub fn retain(&mut self, exists: impl Fn(u64) -> bool) -> Result<bool, MapError> {
+    /// Forgets those of cgroups that are gone. If that leaves no room, all of them: a pod may have made one after the other, and most be gone though
+    /// the pod is not. Those that are there are to be learnt anew at once.
+    pub fn tidy(&mut self, exists: impl Fn(u64) -> bool) -> Result<(), MapError> {
         let known: Vec<(u64, u64)> = self.map.iter().filter_map(Result::ok).collect();
-        let mut kept = known.len();
-        for (namespace, _) in known.into_iter().filter(|(_, cgroup)| !exists(*cgroup)) {
+        let (stay, gone): (Vec<_>, Vec<_>) =
+            known.into_iter().partition(|(_, cgroup)| exists(*cgroup));
+        self.forget(gone)?;
+        let lately = |since: Instant| since.elapsed() < FORGET_AGAIN;
+        if stay.len() >= NETNS_MAX as usize && !self.forgotten.is_some_and(lately) {
+            self.forgotten = Some(Instant::now());
+            self.forget(stay)?;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, namespaces: Vec<(u64, u64)>) -> Result<(), MapError> {
+        for (namespace, _) in namespaces {
             match self.map.remove(&namespace) {
-                Ok(()) | Err(MapError::KeyNotFound) => kept -= 1,
+                Ok(()) | Err(MapError::KeyNotFound) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(kept < NETNS_MAX as usize)
+        Ok(())
+    }
+
+    /// Whether there is room for more.
+    pub fn have_room(&self) -> bool {
+        self.map.keys().filter_map(Result::ok).count() < NETNS_MAX as usize
     }
 }
 

@@ -52,7 +52,8 @@ const USAGE: &str = "act COMMAND
   orphan                            run a process that ends before the one that it runs; that one then runs `act exit 0`
   tcp WHAT…                         make TCP connections: see act/tcp.rs
   newnet PROGRAM [ARG…]             execute that in a network namespace of its own
-  holdnet                           the same, saying `ready`, until standard input ends
+  newnets N PORT                    enter so many of them, one after the other, and send a datagram in each
+  holdnet                           the same as newnet, saying `ready`, until standard input ends
   hold                              say `ready`, and stay until standard input ends
   joinnet PID PROGRAM [ARG…]        execute that in the network namespace of a process
   udp N PORT                        send so many datagrams to a port of 127.0.0.1; udp6: of ::1
@@ -95,6 +96,12 @@ fn main() -> ExitCode {
         }
         ("newpid", program) => new_pid_namespace().and_then(|()| run(program)),
         ("newnet", program) => drop_packets::new_network().and_then(|()| execute(program)),
+        ("newnets", [times, port]) => (0..number(times))
+            .try_for_each(|_: u32| {
+                drop_packets::new_network()?;
+                drop_packets::udp(1, number(port)).map(|_| ())
+            })
+            .map(|()| ExitCode::SUCCESS),
         ("holdnet", []) => drop_packets::new_network().and_then(|()| drop_packets::hold()),
         ("hold", []) => drop_packets::hold(),
         ("joinnet", [pid, program @ ..]) => drop_packets::join_network(number(pid), program),

@@ -379,18 +379,21 @@ mod tests {
         TcpListener::bind("127.0.0.1:0").await.expect("a port")
     }
 
+    /// A request fails, and may be made again.
+    async fn fails(client: &mut Client, cause: Cause) {
+        let sent = client.logs(ExportLogsServiceRequest::default()).await;
+        let failure = sent.expect_err("a failure");
+        assert_eq!(failure.cause, cause, "{failure:?}");
+        assert!(failure.again.is_some(), "{failure:?}");
+    }
+
     #[tokio::test]
     async fn what_was_under_way_when_a_connection_broke_is_sent_again() {
         let listener = listener().await;
         let mut client = client(&listener, "protocol: grpc");
         // It has no settings, takes what comes, and goes.
         answering(listener, [0, 0, 0, 4, 0, 0, 0, 0, 0]);
-        let failure = client
-            .logs(ExportLogsServiceRequest::default())
-            .await
-            .expect_err("no answer");
-        assert_eq!(failure.cause, Cause::Unavailable, "{failure:?}");
-        assert!(failure.again.is_some(), "{failure:?}");
+        fails(&mut client, Cause::Unavailable).await;
     }
 
     #[tokio::test]
@@ -404,12 +407,7 @@ mod tests {
         let asked = answering(listener, http("401 Unauthorized", ""));
         for token in ["old", "new"] {
             std::fs::write(&path, format!("x-token: {token}\n")).expect("a file");
-            let failure = client
-                .logs(ExportLogsServiceRequest::default())
-                .await
-                .expect_err("401");
-            assert_eq!(failure.cause, Cause::Refused, "{failure:?}");
-            assert!(failure.again.is_some(), "{failure:?}");
+            fails(&mut client, Cause::Refused).await;
         }
         let asked = asked.await.expect("requests");
         assert!(asked[0].contains("x-token: old") && asked[1].contains("x-token: new"));

@@ -48,7 +48,7 @@ fn a_full_file_is_compressed_and_another_begun() {
     let config = sink(directory.path());
     let mut file = Rotated::new(config.clone());
     for line in ["one\n", "two\n", "three\n", "four\n"] {
-        file.write(line.as_bytes()).expect("room");
+        file.write(&mut line.as_bytes()).expect("room");
     }
     // It waits for what is being compressed.
     drop(file);
@@ -60,6 +60,31 @@ fn a_full_file_is_compressed_and_another_begun() {
         files[0].0.starts_with("events-") && files[0].0.ends_with("Z.jsonl.gz"),
         "{files:?}"
     );
+}
+
+#[test]
+fn what_comes_at_once_is_in_as_many_files_as_it_takes() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = FileSink {
+        compress: Compression::None,
+        ..sink(directory.path())
+    };
+    let mut file = Rotated::new(config.clone());
+    file.write(&mut b"1\n".as_slice()).expect("room");
+    // The first file is filled up to its last byte, and none is longer, but for a line that is.
+    let lines = "two\nfour\nfive\nlonger than any\nsix\nsevens\n8\n";
+    file.write(&mut lines.as_bytes()).expect("room");
+    file.write(&mut b"9\n".as_slice()).expect("room");
+    drop(file);
+    let expected = [
+        "1\ntwo\n",
+        "four\nfive\n",
+        "longer than any\n",
+        "six\n",
+        "sevens\n8\n",
+        "9\n",
+    ];
+    assert_eq!(texts(&config), expected);
 }
 
 #[test]
@@ -80,7 +105,7 @@ fn the_oldest_go_and_others_files_stay() {
         "dddddddd\n",
         "eeeeeeee\n",
     ] {
-        file.write(line.as_bytes()).expect("room");
+        file.write(&mut line.as_bytes()).expect("room");
     }
     drop(file);
     assert_eq!(texts(&config), ["cccccccc\n", "dddddddd\n", "eeeeeeee\n"]);
@@ -102,7 +127,7 @@ fn what_a_killed_agent_left_is_mended() {
     )
     .expect("a file");
     let mut file = Rotated::new(config.clone());
-    file.write(b"new\n").expect("room");
+    file.write(&mut b"new\n".as_slice()).expect("room");
     drop(file);
     let files = files(&config);
     let names: Vec<&str> = files.iter().map(|(name, _)| &**name).collect();
@@ -118,10 +143,10 @@ fn a_file_that_somebody_took_away_is_made_anew() {
     let directory = tempfile::tempdir().expect("a directory");
     let config = sink(directory.path());
     let mut file = Rotated::new(config.clone());
-    file.write(b"one\n").expect("room");
+    file.write(&mut b"one\n".as_slice()).expect("room");
     let moved = directory.path().join("elsewhere");
     fs::rename(&config.path, &moved).expect("renamed");
-    file.write(b"two\n").expect("room");
+    file.write(&mut b"two\n".as_slice()).expect("room");
     assert_eq!(fs::read_to_string(&moved).expect("a file"), "one\n");
     assert_eq!(texts(&config), ["two\n"]);
 }
@@ -136,7 +161,7 @@ fn an_old_file_is_changed_though_nothing_comes() {
     };
     let mut file = Rotated::new(config.clone());
     assert!(!file.is_due());
-    file.write(b"one\n").expect("room");
+    file.write(&mut b"one\n".as_slice()).expect("room");
     assert!(file.is_due());
     file.turn_if_due();
     assert!(!file.is_due() && !config.path.exists());
@@ -150,7 +175,7 @@ fn a_directory_that_cannot_be_made_is_named() {
     let file = directory.path().join("file");
     fs::write(&file, "").expect("a file");
     let error = Rotated::new(sink(&file))
-        .write(b"x\n")
+        .write(&mut b"x\n".as_slice())
         .expect_err("no directory");
     assert!(
         error
@@ -165,8 +190,8 @@ fn files_are_not_for_everybody() {
     let directory = tempfile::tempdir().expect("a directory");
     let config = sink(&directory.path().join("new"));
     let mut file = Rotated::new(config.clone());
-    file.write(b"aaaaaaaa\n").expect("room");
-    file.write(b"bbbbbbbb\n").expect("room");
+    file.write(&mut b"aaaaaaaa\n".as_slice()).expect("room");
+    file.write(&mut b"bbbbbbbb\n".as_slice()).expect("room");
     drop(file);
     let mode = |path: &Path| {
         let metadata = fs::metadata(path).expect("it is there");
@@ -191,11 +216,11 @@ fn a_file_that_cannot_be_renamed_is_written_on_and_that_is_tried_again_later() {
         ..sink(directory.path())
     };
     let mut file = Rotated::new(config.clone());
-    file.write(b"aaaaaaaa\n").expect("room");
-    file.write(b"bbbbbbbb\n").expect("room");
+    file.write(&mut b"aaaaaaaa\n".as_slice()).expect("room");
+    file.write(&mut b"bbbbbbbb\n".as_slice()).expect("room");
     let again = file.turn_again;
     assert!(again.is_some());
-    file.write(b"cccccccc\n").expect("room");
+    file.write(&mut b"cccccccc\n".as_slice()).expect("room");
     assert_eq!(file.turn_again, again);
     assert_eq!(texts(&config), ["aaaaaaaa\nbbbbbbbb\ncccccccc\n"]);
 }

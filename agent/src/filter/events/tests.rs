@@ -473,7 +473,9 @@ fn more_than_64_elements_are_refused() {
     for (field, filter) in table {
         assert_eq!(
             refused(&filter, only(v1::Kind::Exec)),
-            format!("{field}: has 65 elements, this agent allows 64; use globs, or several streams")
+            format!(
+                "{field}: has 65 elements, this agent allows 64; use globs, or several streams"
+            )
         );
     }
 }
