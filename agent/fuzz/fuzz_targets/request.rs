@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use dinle::filter::{Family, Invalid, Limits, Request};
+use dinle::filter::{Bound, Family, Invalid, Limits, Request};
 use dinle_fuzz::{assert_is_a_sentence, events, workloads};
 use dinle_proto::v1::{self, event::Detail};
 use libfuzzer_sys::fuzz_target;
@@ -17,6 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
     let limits = Limits {
         queue_bytes_max: 8 << 20,
         events_per_second_max: Some(1000),
+        elements_max: 8,
     };
     match Request::parse(&asked, &limits) {
         Ok(request) => understood(&asked, &request, &limits),
@@ -25,7 +26,11 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn refused(invalid: &Invalid) {
-    let Invalid { field, problem } = invalid;
+    let Invalid {
+        field,
+        problem,
+        beyond,
+    } = invalid;
     assert_is_a_sentence(problem);
     let first = field.split(['.', '[']).next().unwrap_or_default();
     let known = [
@@ -43,6 +48,15 @@ fn refused(invalid: &Invalid) {
         "resume",
     ];
     assert!(known.contains(&first), "there is no field {field:?}");
+    let bounded = match beyond {
+        None => true,
+        Some(Bound::QueueBytes) => first == "queue_bytes",
+        Some(Bound::EventsPerSecond) => first == "max_events_per_second",
+        Some(Bound::Filter) => ["selector", "kinds", "filter"].contains(&first),
+        // Nothing that is read is too large to be read.
+        Some(Bound::RequestBytes) => false,
+    };
+    assert!(bounded, "{field:?} is not bounded by {beyond:?}");
 }
 
 fn understood(asked: &v1::SubscribeRequest, request: &Request, limits: &Limits) {
