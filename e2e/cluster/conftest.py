@@ -110,9 +110,9 @@ def values() -> dict:
 
 
 def agents_of(kubectl, namespace: str) -> dict[str, dict]:
-    """The pods of the agents in a namespace by node, without those that end."""
+    """The pods of the agents in a namespace by node, without those that end, or have none yet."""
     pods = kubectl.json("-n", namespace, "get", "pods", "-l", AGENTS)["items"]
-    return {pod["spec"]["nodeName"]: pod for pod in pods if "deletionTimestamp" not in pod["metadata"]}
+    return {pod["spec"]["nodeName"]: pod for pod in pods if "deletionTimestamp" not in pod["metadata"] and "nodeName" in pod["spec"]}
 
 
 def keep_logs(kubectl, namespace: str) -> None:
