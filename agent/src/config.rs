@@ -77,7 +77,7 @@ pub struct Config {
     pub tls_client_ca: Option<PathBuf>,
     /// Whether callers must say who they are: `none`, or `kube`, which asks the API server whose token it is (TokenReview), or takes the
     /// name in a certificate of --tls-client-ca, and what that user may watch (SubjectAccessReview). Whoever can open the socket of unix:
-    /// without a token may watch everything.
+    /// without a token may watch everything. Of exporters it is asked what the user dinle:exporter:NAME may.
     #[arg(
         long,
         value_name = "HOW",

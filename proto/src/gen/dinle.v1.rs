@@ -1272,7 +1272,8 @@ pub struct SubscribeRequest {
     #[prost(message, optional, tag = "12")]
     pub resume: ::core::option::Option<Resume>,
 }
-/// A stream whose connection broke.
+/// A stream whose connection broke. Subscribe fails with NOT_FOUND if the agent has it no more, never had it, or has it for somebody else, and with
+/// OUT_OF_RANGE if what came after `received` is not known any more: begin another one.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Resume {
     /// Plan.stream_id.
@@ -1971,6 +1972,11 @@ pub mod observer_client {
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
     /// What happens on this node. All calls only read.
+    ///
+    /// Calls are refused with INVALID_ARGUMENT and the field (google.rpc.BadRequest) if the request is wrong. With RESOURCE_EXHAUSTED if it is
+    /// beyond a limit: with the field, too, if it asks for more than this agent ever gives, and without if there is no room for it now. With
+    /// UNAUTHENTICATED or PERMISSION_DENIED if the agent wants to know who calls, and UNAVAILABLE if it cannot find out, or shuts down.
+    /// Subscribe also with FAILED_PRECONDITION if none of the kinds is available on this node.
     #[derive(Debug, Clone)]
     pub struct ObserverClient<T> {
         inner: tonic::client::Grpc<T>,

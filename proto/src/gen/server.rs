@@ -76,6 +76,11 @@ pub mod observer_server {
         >;
     }
     /// What happens on this node. All calls only read.
+    ///
+    /// Calls are refused with INVALID_ARGUMENT and the field (google.rpc.BadRequest) if the request is wrong. With RESOURCE_EXHAUSTED if it is
+    /// beyond a limit: with the field, too, if it asks for more than this agent ever gives, and without if there is no room for it now. With
+    /// UNAUTHENTICATED or PERMISSION_DENIED if the agent wants to know who calls, and UNAVAILABLE if it cannot find out, or shuts down.
+    /// Subscribe also with FAILED_PRECONDITION if none of the kinds is available on this node.
     #[derive(Debug)]
     pub struct ObserverServer<T> {
         inner: Arc<T>,
