@@ -58,15 +58,14 @@ class Terminal:
         self.size(columns, lines)
         self.before = termios.tcgetattr(self.slave)
         names = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "CLICOLOR_FORCE")}
-        # What opens /dev/tty needs a terminal that is its session's.
+        # What opens /dev/tty needs a terminal that is its session's. Whatever started the tests in the background may have had SIGINT ignored.
+        # Programs do that, and not a `preexec_fn`: forking a process with gRPC's threads can lose the child.
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", *map(str, command)],
+            ["env", "--default-signal=INT", "setsid", "--ctty", *map(str, command)],
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
             env={**names, "TERM": "xterm-256color", **environment},
-            # Whatever started the tests in the background may have had it ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.reader = threading.Thread(target=self.read)
         self.reader.start()

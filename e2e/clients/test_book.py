@@ -16,7 +16,8 @@ import pytest
 
 import node
 from conftest import NODE, PATIENCE_SECONDS, PODS, ROOT
-from test_top import DATAGRAMS, server
+from test_top import server
+from traffic import DATAGRAMS
 
 sys.path.insert(0, str(ROOT / "e2e/docs"))
 import reference  # noqa: E402
@@ -87,7 +88,7 @@ def reads(shop):
 
 
 def datagrams(shop):
-    shop.run("unshare", "--net", "/usr/bin/python3", "-c", DATAGRAMS)
+    shop.run("unshare", "--net", "/usr/bin/python3", "-c", DATAGRAMS, "5")
 
 
 # By what the command begins with: who does it.

@@ -4,7 +4,6 @@ import os
 import pty
 import select
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -116,9 +115,11 @@ class Terminal:
     """A shell that believes that somebody types."""
 
     def __init__(self, shell: str, environment: dict):
-        self.pid, self.terminal = pty.fork()
-        if self.pid == 0:
-            os.execvpe(SHELLS[shell][0], SHELLS[shell], environment)
+        self.terminal, theirs = pty.openpty()
+        # A program makes it the session's terminal: forking a process with gRPC's threads can lose the child.
+        command = ["setsid", "--ctty", *SHELLS[shell]]
+        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+        os.close(theirs)
         self.seen = ""
 
     def type(self, keys: str) -> None:
@@ -140,8 +141,8 @@ class Terminal:
 
     def close(self) -> None:
         os.close(self.terminal)
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        self.process.kill()
+        self.process.wait()
 
 
 @pytest.fixture
