@@ -14,7 +14,11 @@ pub mod verified;
 
 use std::collections::{BTreeMap, btree_map::Entry};
 use std::fs;
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -58,7 +62,7 @@ pub struct Options {
     pub accept: bool,
 }
 
-/// Runs everything on each kernel, one after the other, and prints the results. Whether all is well.
+/// Runs everything on each kernel and prints the results. Whether all is well.
 pub fn run(options: &Options) -> Result<bool> {
     let Options {
         kernels,
@@ -93,11 +97,11 @@ pub fn run(options: &Options) -> Result<bool> {
         .collect();
     let archives = archives(options, &names, &logs)?;
 
-    let mut boots = Vec::new();
     let mut results = Vec::new();
     let mut skipped = 0;
     let mut accelerators = BTreeMap::new();
-    for kernel in kernels {
+    let mut machines = Vec::new();
+    for &kernel in kernels {
         let Kernel { name, arch, .. } = kernel;
         let image = match kernel.image(cache, *refresh) {
             Ok(image) => image,
@@ -115,25 +119,23 @@ pub fn run(options: &Options) -> Result<bool> {
                 Entry::Vacant(new) => *new.insert(Accelerator::best(*arch, &image, &log)?),
             },
         };
-        eprintln!("{name}: booting {} ({accelerator:?})", image.display());
-        let begin = Instant::now();
-        let own_archive = logs.join(format!("{name}.cpio"));
-        initramfs::with_modules(&archives[arch], &kernels::modules(&image), &own_archive)?;
-        let disk = logs.join(format!("{name}.disk"));
-        qemu::make_disk(&disk)?;
-        let machine = Machine {
-            arch: *arch,
+        machines.push(ToBoot {
+            kernel,
+            image,
             accelerator,
-            kernel: &image,
-            initramfs: Some(&own_archive),
-            disk: Some(&disk),
-        };
-        let end = machine.run(&log, *limit)?;
-        for file in [own_archive, disk] {
-            fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
-        }
-        let told = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
-        let boot = Boot::read(&String::from_utf8_lossy(&told), &steps, end);
+            archive: &archives[arch],
+            log,
+        });
+    }
+    let mut boots = Vec::new();
+    for (machine, boot) in machines.iter().zip(boot_all(&machines, &steps, *limit)) {
+        let (boot, took) = boot?;
+        let ToBoot {
+            kernel: Kernel { name, .. },
+            image,
+            log,
+            ..
+        } = machine;
         if boot.failed() > 0 {
             println!(
                 "\n{name}: {} (all of it: {})\n{}",
@@ -147,7 +149,7 @@ pub fn run(options: &Options) -> Result<bool> {
             boot.release.as_deref().unwrap_or("did not start"),
             boot.passed(),
             boot.failed(),
-            begin.elapsed().as_secs()
+            took.as_secs()
         ));
         grown.extend(verified.grown(name, &boot.programs));
         // A machine that did not come so far says nothing of its programs.
@@ -187,6 +189,76 @@ pub fn run(options: &Options) -> Result<bool> {
     let failed = failed + u32::from(grew);
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0 && (skipped == 0 || *allow_missing))
+}
+
+/// A machine, and where it tells what happens.
+struct ToBoot<'a> {
+    kernel: &'static Kernel,
+    image: PathBuf,
+    accelerator: Accelerator,
+    archive: &'a Path,
+    log: PathBuf,
+}
+
+/// Boots all of them, as many at a time as there are processors: one that is emulated takes one. In their order, what each told, and how long it took.
+fn boot_all(
+    machines: &[ToBoot],
+    steps: &[String],
+    limit: Duration,
+) -> Vec<Result<(Boot, Duration)>> {
+    let at_once = thread::available_parallelism().map_or(1, NonZero::get);
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(machine) = machines.get(number) else {
+                return done;
+            };
+            done.push((number, machine.boot(steps, limit)));
+        }
+    };
+    let mut done: Vec<_> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(worker)).collect();
+        let done = workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        done.flatten().collect()
+    });
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, boot)| boot).collect()
+}
+
+impl ToBoot<'_> {
+    fn boot(&self, steps: &[String], limit: Duration) -> Result<(Boot, Duration)> {
+        let Self {
+            kernel: Kernel { name, arch, .. },
+            image,
+            accelerator,
+            archive,
+            log,
+        } = self;
+        eprintln!("{name}: booting {} ({accelerator:?})", image.display());
+        let begin = Instant::now();
+        let own_archive = log.with_extension("cpio");
+        initramfs::with_modules(archive, &kernels::modules(image), &own_archive)?;
+        let disk = log.with_extension("disk");
+        qemu::make_disk(&disk)?;
+        let machine = Machine {
+            arch: *arch,
+            accelerator: *accelerator,
+            kernel: image,
+            initramfs: Some(&own_archive),
+            disk: Some(&disk),
+        };
+        let end = machine.run(log, limit)?;
+        for file in [own_archive, disk] {
+            fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
+        let told = fs::read(log).with_context(|| format!("cannot read {}", log.display()))?;
+        let boot = Boot::read(&String::from_utf8_lossy(&told), steps, end);
+        Ok((boot, begin.elapsed()))
+    }
 }
 
 /// Whether the table has its column for each kernel that is known.

@@ -312,10 +312,15 @@ async fn a_request_that_a_collector_refuses_costs_itself_alone() {
         ))
         .await;
     stage.publish(600);
-    until(|| counters.events() == 88).await;
+    let refused = || dropped(&counters, Cause::Refused);
+    until(|| refused() + counters.events() == 600).await;
     stage.end(&stop, task).await;
-    assert_eq!(dropped(&counters, Cause::Refused), 512);
-    assert_eq!((counters.events(), counters.waiting()), (88, 0));
+    // What lingers too long on a slow machine is sent before a request is full.
+    assert!((1..=512).contains(&refused()), "{}", refused());
+    assert_eq!(
+        (refused() + counters.events(), counters.waiting()),
+        (600, 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
