@@ -11,6 +11,8 @@ mod walk;
 mod watch;
 
 #[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;

@@ -141,14 +141,20 @@ def test_a_stream_that_is_missing_is_said_and_waited_for(exporting, pods, v1, se
     assert len(server.messages()) == 5
 
 
-def test_a_server_that_goes_and_comes_misses_nothing(exporting, pods, v1, tmp_path):
-    server = Server(tmp_path / "nats")
+def that_has_sent_five(exporting, pods, v1, server):
+    """An agent whose server has acknowledged five events, and is gone."""
     with server:
         server.make_stream()
         agent = exporting([log(server)])
         agent.attached(v1, 1)
         pods["web"].run("/bin/true", times=5)
         agent.wait(lambda: agent.exporter("events_total", "log") == 5, "five are acknowledged")
+    return agent
+
+
+def test_a_server_that_goes_and_comes_misses_nothing(exporting, pods, v1, tmp_path):
+    server = Server(tmp_path / "nats")
+    agent = that_has_sent_five(exporting, pods, v1, server)
     pods["web"].run("/bin/true", times=7)
     agent.wait(lambda: agent.exporter("up", "log") == 0, "the server is missed")
     with server:
@@ -200,12 +206,7 @@ def test_a_stream_that_refuses_is_mended_in_time_or_is_given_up_after_five_tries
 def test_a_server_that_is_away_is_looked_for_once_at_a_time(exporting, pods, v1, tmp_path):
     """A client that has lost its connection gives up, and the exporter begins another. Else each of them would go on for ever."""
     server = Server(tmp_path / "nats")
-    with server:
-        server.make_stream()
-        agent = exporting([log(server)])
-        agent.attached(v1, 1)
-        pods["web"].run("/bin/true", times=5)
-        agent.wait(lambda: agent.exporter("events_total", "log") == 5, "five are acknowledged")
+    agent = that_has_sent_five(exporting, pods, v1, server)
     with Deaf(server.port) as deaf:
         pods["web"].run("/bin/true", times=7)
         # Four seconds follow until the fifth.

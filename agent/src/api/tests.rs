@@ -10,7 +10,7 @@ use crate::{
     auth::fake::Cluster,
     hub::{Listener, Publisher, Withdrawn},
     listen::{Peer, PeerAddress, Subject},
-    workload::Pod,
+    workload::fake::runs,
 };
 
 const EXEC: v1::Kind = v1::Kind::Exec;
@@ -32,16 +32,8 @@ fn bed() -> Bed {
         cluster.set_token(user, Some(user));
     }
     let index = Index::new("n1");
-    for (number, namespace) in ["shop", "bank"].into_iter().enumerate() {
-        let uid = format!("2f1ee1cf-7f5c-4f0e-9b0b-0d5c3a9d8e0{number}");
-        let path = format!("/kubepods/burstable/pod{uid}");
-        index.pod_applied(Pod {
-            uid,
-            namespace: namespace.to_owned(),
-            name: format!("{namespace}-pod"),
-            ..Pod::default()
-        });
-        index.cgroup_created(10 + number as u64, 1, &path, false);
+    for (number, namespace) in [(0, "shop"), (1, "bank")] {
+        runs(&index, number, namespace);
     }
     let (hub, publisher) = Hub::new(crate::hub::Limits::default(), || ());
     let (settle, mut calls) = Settle::new();

@@ -7,7 +7,7 @@ use tokio::{
 use super::*;
 use crate::{
     filter::{Grant, Limits, Request},
-    workload::Pod,
+    workload::fake::runs,
 };
 
 #[tokio::test]
@@ -20,15 +20,7 @@ async fn how_full_it_is_is_told() {
     let (hub, _publisher) = Hub::new(limits, || ());
     let index = Index::new("n1");
     for number in 0..3 {
-        let uid = format!("2f1ee1cf-7f5c-4f0e-9b0b-0d5c3a9d8e0{number}");
-        let path = format!("/kubepods/pod{uid}");
-        index.cgroup_created(10 + number, 1, &path, false);
-        let name = format!("web-{number}");
-        index.pod_applied(Pod {
-            uid,
-            name,
-            ..Pod::default()
-        });
+        runs(&index, number, "shop");
     }
     index.cgroup_created(20, 1, "/system.slice", false);
     let asked = v1::SubscribeRequest {

@@ -152,19 +152,23 @@ struct Printed {
     result: anyhow::Result<ExitCode>,
 }
 
+/// Paper, which has no colours.
+fn plain<'a>(out: &'a mut Vec<u8>, err: &'a mut Vec<u8>) -> Screen<'a> {
+    Screen {
+        out,
+        err,
+        look: Look::default(),
+        err_colored: false,
+    }
+}
+
 async fn run(fake: &Fake, line: &str) -> Printed {
     let address = serve(fake.clone()).await.to_string();
     let mut arguments: Vec<_> = line.split(' ').collect();
     arguments.extend(["--address", &address]);
     let command = parse(&arguments).expect(line);
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut screen = Screen {
-        out: &mut out,
-        err: &mut err,
-        look: Look::default(),
-        err_colored: false,
-    };
-    let result = run_on(command, &mut screen).await;
+    let result = run_on(command, &mut plain(&mut out, &mut err)).await;
     Printed {
         out: String::from_utf8(out).expect("UTF-8"),
         err: String::from_utf8(err).expect("UTF-8"),

@@ -1,7 +1,7 @@
 //! Exporters of an agent that asks the API server what they may be told. Time is the tests' own.
 
 use super::*;
-use crate::{auth::fake::Cluster, hub::Listener, workload::Pod};
+use crate::{auth::fake::Cluster, hub::Listener, workload::fake::runs};
 
 const GROUP: &str = "dinle:exporters";
 const USER: &str = "dinle:exporter:audit";
@@ -44,16 +44,7 @@ impl Guarded {
     /// A pod begins to run.
     fn add(&self, namespace: &str) {
         let index = &self.stage.context.index;
-        let number = index.live().len() as u64;
-        let uid = format!("2f1ee1cf-7f5c-4f0e-9b0b-0d5c3a9d8e0{number}");
-        let path = format!("/kubepods/burstable/pod{uid}");
-        index.pod_applied(Pod {
-            uid,
-            namespace: namespace.to_owned(),
-            name: format!("{namespace}-pod"),
-            ..Pod::default()
-        });
-        index.cgroup_created(10 + number, 1, &path, false);
+        runs(index, index.live().len() as u64, namespace);
     }
 
     async fn begin(&mut self) -> (Arc<Counters>, watch::Sender<bool>, JoinHandle<()>) {
@@ -151,6 +142,70 @@ async fn one_that_may_not_listen_asks_until_it_may() {
     assert!(guarded.hears(1).await, "and nothing of others between");
     guarded.stage.end(&stop, task).await;
     assert_eq!((lines(&guarded.path), counters.events()), (2, 2));
+}
+
+/// What is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("nobody panicked").extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Lines in which all of that is.
+    fn told(&self, what: &[&str]) -> usize {
+        let log = self.0.lock().expect("nobody panicked");
+        let text = String::from_utf8_lossy(&log);
+        let lines = text.lines();
+        lines
+            .filter(|line| what.iter().all(|one| line.contains(one)))
+            .count()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_says_once_what_one_may_not_what_is_left_out_and_that_it_ends() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone());
+    // The test's tasks run on its own thread.
+    let _logged = tracing::subscriber::set_default(subscriber.finish());
+
+    let mut guarded = Guarded::new(&["shop", "bank"]);
+    let (_counters, stop, task) = guarded.refused(Cause::Denied).await;
+    sleep(10 * TRIED).await;
+    let refused = [
+        "stream refused",
+        USER,
+        "PermissionDenied",
+        "may not watch process.dinle.dev in all namespaces",
+    ];
+    assert_eq!(log.told(&refused), 1, "however often it has asked");
+    guarded.cluster.allow(USER, "shop", &["process"]);
+    guarded.listens(TRIED).await;
+    assert_eq!(log.told(&["stream begins", USER]), 1);
+    for left_out in ["there: bank", "arguments and paths are left out in shop"] {
+        assert_eq!(
+            log.told(&["not all is exported", left_out]),
+            1,
+            "{left_out}"
+        );
+    }
+    guarded.cluster.forbid(USER, "shop", "process");
+    sleep(WITHDRAWN).await;
+    assert_eq!(log.told(&["stream ends", USER, "PERMISSION"]), 1);
+    assert_eq!(log.told(&["its stream had to end", "denied"]), 1);
+    guarded.stage.end(&stop, task).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -237,12 +237,7 @@ async fn followed(
     stop: impl Future<Output = ()>,
 ) -> Printed {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut screen = Screen {
-        out: &mut out,
-        err: &mut err,
-        look: Look::default(),
-        err_colored: false,
-    };
+    let mut screen = plain(&mut out, &mut err);
     let table = EventTable::watch(&[v1::Kind::Exec], false, Look::default(), false);
     let mut view = View::new(Format::Table(table));
     let ending: Ending = follow(
