@@ -19,6 +19,7 @@ use dinle_e2e::{
     stream::{Book, Stream},
 };
 use dinle_proto::v1::{Kind, LossStage, SubscribeRequest};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
@@ -284,6 +285,23 @@ impl Client {
         fs::read_to_string(self.path("err")).unwrap()
     }
 
+    /// With `--raw`: how many events it printed, and how many the last books that it printed say were delivered.
+    fn printed(&self) -> (u64, Option<u64>) {
+        let (mut events, mut booked) = (0, None);
+        let out = self.out();
+        // The last line may not be whole yet.
+        for line in out
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+        {
+            let message: Value = serde_json::from_str(line).unwrap();
+            events += message["batch"]["events"].as_array().map_or(0, Vec::len) as u64;
+            let delivered = message["heartbeat"]["books"][0]["delivered"].as_str();
+            booked = delivered.map(|count| count.parse().unwrap()).or(booked);
+        }
+        (events, booked)
+    }
+
     fn signal(&self, signal: i32) {
         // SAFETY: has no preconditions. The process is our child and was not waited for.
         let sent = unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
@@ -351,7 +369,13 @@ fn a_subscriber_that_is_stopped_loses_only_its_own_and_goes_on() {
     let mut opens = lab.opens(100_000);
     let client = Client::start(
         &lab.agent,
-        &["opensnoop", "-o", "json", "--queue-bytes", "65536"],
+        &[
+            "watch",
+            "--kinds=file_open",
+            "-o=json",
+            "--raw",
+            "--queue-bytes=65536",
+        ],
     );
     let mut stream = lab.subscribe(&[Kind::FileOpen]);
     eventually("the client has subscribed", || {
@@ -376,16 +400,20 @@ fn a_subscriber_that_is_stopped_loses_only_its_own_and_goes_on() {
     let stopped = other(&lab.agent);
     assert!(stopped.lost_at(LossStage::ClientQueue) > 0, "{stopped:?}");
     client.signal(libc::SIGCONT);
-    // As long as it goes on, it may take its time: it prints thousands of lines.
-    let mut lines = 0;
+    // As long as it goes on, it may take its time: it prints thousands of events.
+    let mut printed = 0;
     let mut book = other(&lab.agent);
-    while (book.queued, book.delivered) != (0, lines) {
+    while (book.queued, book.delivered) != (0, printed) {
         eventually("it reads on", || {
-            let before = std::mem::replace(&mut lines, client.out().lines().count() as u64);
+            let before = std::mem::replace(&mut printed, client.printed().0);
             book = other(&lab.agent);
-            lines > before || (book.queued, book.delivered) == (0, lines)
+            printed > before || (book.queued, book.delivered) == (0, printed)
         });
     }
+    // Who is interrupted tells the books that came last.
+    eventually("it gets the books of all of them", || {
+        client.printed().1 == Some(book.delivered)
+    });
     stream.until("everything is told or lost", |stream| {
         let known = |book: Book| (book.matched, book.queued) == (produced, 0);
         stream.heard.is_some() && known(stream.book(Kind::FileOpen))
