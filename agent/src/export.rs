@@ -12,6 +12,7 @@ mod reload;
 mod rotate;
 mod run;
 mod series;
+mod sink;
 mod subject;
 mod tls;
 

@@ -12,7 +12,7 @@ use tokio::{sync::Mutex, task::spawn_blocking};
 use super::{
     counters::Cause,
     rotate::Rotated,
-    run::{Failure, Sent, Unwritable, each},
+    sink::{Failure, Sent, Unwritable, each},
 };
 use crate::json::Schema;
 

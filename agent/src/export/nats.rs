@@ -21,7 +21,7 @@ use super::{
     Context,
     config::NatsSink,
     counters::Cause,
-    run::{Failure, Sent, Unwritable, each},
+    sink::{Failure, Sent, Unwritable, each},
     subject, tls,
 };
 use crate::json::Schema;

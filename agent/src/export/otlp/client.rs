@@ -28,7 +28,7 @@ use super::http1::{Answer, Http};
 use crate::export::{
     config::{OtlpSink, Protocol},
     counters::Cause,
-    run::Failure,
+    sink::Failure,
     tls,
 };
 

@@ -19,7 +19,7 @@ use crate::{
         Context,
         config::OtlpSink,
         counters::Cause,
-        run::{Failure, Sent, Unwritable, each},
+        sink::{Failure, Sent, Unwritable, each},
     },
     json::Schema,
     workload::Index,
