@@ -26,6 +26,7 @@ use crate::{
     admission::{Admission, Admitted, Verdict},
     auth,
     control::{Node, Settle},
+    export::Exporters,
     filter::{self, Grant, Invalid, Limits, Selector},
     hub::{Hub, Stage, Subscription},
     workload::Index,
@@ -77,6 +78,8 @@ pub struct Api {
     pub admission: Admission,
     /// Those that are open; none at first.
     pub streams: Streams,
+    /// What the agent itself brings elsewhere.
+    pub exporters: Option<Arc<Exporters>>,
 }
 
 impl Api {
@@ -387,6 +390,7 @@ impl Observer for Api {
             hub,
             index,
             state,
+            exporters,
             ..
         } = self;
         let told = v1::GetStatusResponse {
@@ -423,6 +427,7 @@ impl Observer for Api {
             cgroups: index.cgroups() as u32,
             cgroups_in_scope: node.watched as u32,
             budget: Some(node.costs.budget.clone()),
+            exporters: exporters.iter().flat_map(|own| own.told()).collect(),
             ..told
         }))
     }

@@ -234,6 +234,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         state: node,
         settle,
         limits: config.request_limits(),
+        exporters: exporters.clone(),
     };
     let request_bytes = config.max_request_bytes as usize;
     let reflection = tonic_reflection::server::Builder::configure;

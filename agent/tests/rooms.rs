@@ -101,6 +101,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "auth",
             "control",
             "dinle_proto",
+            // Of which it tells how they are.
+            "export",
             "filter",
             "hub",
             "listen",

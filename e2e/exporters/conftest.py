@@ -92,6 +92,20 @@ class Exporting:
             found = "\n".join(f"{name} {value}" for name, value in self.metrics().items() if name.startswith("exporter"))
             raise AssertionError(f"{problem}\n{found}\n{self.agent.log.read_text()[-4000:]}") from problem
 
+    def status(self, name: str) -> dict:
+        """What `dinle status` has of an exporter."""
+        exporters = json.loads(self.ask("-o", "json"))["status"]["exporters"]
+        [found] = [exporter for exporter in exporters if exporter["name"] == name]
+        return found
+
+    def page(self) -> list[str]:
+        """The lines that it prints, with one blank between columns."""
+        return [" ".join(line.split()) for line in self.ask().splitlines()]
+
+    def ask(self, *flags: str) -> str:
+        command = [node.binary(), "status", "--address", self.agent.grpc, *flags]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True).stdout
+
     def streams(self, v1, count: int):
         """Waits until so many streams are there, and gives them by their users."""
         with grpc.insecure_channel(self.agent.grpc) as channel:

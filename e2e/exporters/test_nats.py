@@ -6,7 +6,9 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from contextlib import suppress
+from datetime import datetime
 
 import certificates
 import nats
@@ -135,10 +137,21 @@ def test_a_stream_that_is_missing_is_said_and_waited_for(exporting, pods, v1, se
     agent.attached(v1, 1)
     pods["web"].run("/bin/true", times=5)
     agent.wait(lambda: agent.exporter("failures_total", "log", cause="refused") > 0, "nobody takes it")
-    assert "no stream of the server takes the subject" in agent.agent.log.read_text()
+    problem = "no stream of the server takes the subject"
+    assert problem in agent.agent.log.read_text()
+    told = agent.status("log")
+    # The others are in its queue.
+    waiting = told.pop("waiting")
+    assert problem in told.pop("problem") and 1 <= int(waiting) <= 5
+    assert told == {"name": "log", "receiver": "nats"}
+    [row] = [line for line in agent.page() if line.startswith("log ")]
+    assert row.startswith(f"log nats NO 0 {waiting} 0 0 - ") and problem in row
     server.make_stream()
     agent.wait(lambda: agent.exporter("events_total", "log") == 5, "the stream takes them")
     assert len(server.messages()) == 5
+    told = agent.wait(lambda: (told := agent.status("log")).get("up") and told, "it is up")
+    assert 0 <= time.time() - datetime.fromisoformat(told.pop("lastSuccess")).timestamp() < PATIENCE_SECONDS
+    assert told == {"name": "log", "receiver": "nats", "up": True, "exported": "5"}
 
 
 def that_has_sent_five(exporting, pods, v1, server):

@@ -344,6 +344,7 @@ async fn serve(
         })),
         settle,
         limits: Limits::default(),
+        exporters: None,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     started.send(listener.local_addr()?)?;

@@ -72,6 +72,7 @@ fn bed() -> Bed {
         settle,
         limits: Limits::default(),
         streams: Streams::default(),
+        exporters: None,
     };
     Bed {
         api,

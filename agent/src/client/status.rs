@@ -22,8 +22,8 @@ use super::{
 };
 
 pub(super) const LONG_ABOUT: &str = "\
-Show how the agent is doing: its programs in the kernel, the streams that are open, what was lost since it started, \
-where it knows pods from, and which kinds of events it can see on this kernel.
+Show how the agent is doing: its programs in the kernel, the streams that are open, its exporters, what was lost \
+since it started, where it knows pods from, and which kinds of events it can see on this kernel.
 
 Examples:
   dinle status
@@ -112,6 +112,7 @@ fn page(
         cgroups_in_scope,
         ring_bytes,
         budget,
+        exporters,
     } = status;
     let facts = [
         (
@@ -160,6 +161,10 @@ fn page(
         print_streams(subscriptions, now, look, out)?;
     }
     writeln!(out)?;
+    if !exporters.is_empty() {
+        print_exporters(exporters, now, look, out)?;
+        writeln!(out)?;
+    }
     if budget.is_none() {
         // An agent always tells it to those who may know.
         writeln!(
@@ -265,6 +270,50 @@ fn print_streams(
         "CPU",
         "TOLD",
         "CALLER",
+    ];
+    Table::print(&names, &rows, look, out)
+}
+
+fn print_exporters(
+    exporters: &[v1::Exporter],
+    now: SystemTime,
+    look: Look,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let row = |exporter: &v1::Exporter| {
+        let v1::Exporter {
+            name,
+            receiver,
+            up,
+            problem,
+            exported,
+            waiting,
+            dropped,
+            lost,
+            last_success,
+        } = exporter;
+        let dropped = dropped
+            .iter()
+            .map(|dropped| format!("{} {}", text::thousands(dropped.count), dropped.cause));
+        let dropped = dropped.collect::<Vec<_>>().join(", ");
+        vec![
+            name.clone(),
+            receiver.clone(),
+            if *up { "yes" } else { "NO" }.to_owned(),
+            text::thousands(*exported),
+            text::thousands(*waiting),
+            if dropped.is_empty() { "0" } else { &dropped }.to_owned(),
+            text::thousands(lost.iter().map(|lost| lost.count).sum()),
+            match last_success {
+                Some(_) => format!("{} ago", age(last_success.as_ref(), now)),
+                None => NONE.to_owned(),
+            },
+            text::or_none(problem).to_owned(),
+        ]
+    };
+    let rows: Vec<_> = exporters.iter().map(row).collect();
+    let names = [
+        "EXPORTER", "RECEIVER", "UP", "EXPORTED", "WAITING", "DROPPED", "LOST", "TAKEN", "PROBLEM",
     ];
     Table::print(&names, &rows, look, out)
 }
@@ -430,6 +479,31 @@ mod tests {
                 steps_up: 2,
                 ..Default::default()
             }),
+            exporters: vec![
+                v1::Exporter {
+                    name: "audit".to_owned(),
+                    receiver: "file".to_owned(),
+                    up: true,
+                    exported: 1200,
+                    last_success: at(11_120),
+                    ..Default::default()
+                },
+                v1::Exporter {
+                    name: "lake".to_owned(),
+                    receiver: "otlp".to_owned(),
+                    problem: "may not watch exec in namespace shop".to_owned(),
+                    waiting: 4,
+                    dropped: vec![v1::ExporterDrop {
+                        cause: "unavailable".to_owned(),
+                        count: 1500,
+                    }],
+                    lost: vec![v1::StageLoss {
+                        stage: v1::LossStage::KernelRing.into(),
+                        count: 2,
+                    }],
+                    ..Default::default()
+                },
+            ],
         };
         assert_eq!(
             printed(&status),
@@ -454,6 +528,10 @@ cgroup_mkdir               cgroup_mkdir       raw_tracepoint no       -        0
 
 STREAM AGE KIND MATCHED DELIVERED QUEUED LOST CPU   TOLD    CALLER
 7      5s  exec 1,204   1,200     1      3    0.12% sampled jane (10.0.0.7:41234)
+
+EXPORTER RECEIVER UP  EXPORTED WAITING DROPPED           LOST TAKEN  PROBLEM
+audit    file     yes 1,200    0       0                 0    5s ago -
+lake     otlp     NO  0        4       1,500 unavailable 2    -      may not watch exec in namespace shop
 
 KIND LOST-AT      COUNT
 exec CLIENT_QUEUE 3

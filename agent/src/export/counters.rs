@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use dinle_proto::v1;
@@ -66,6 +66,9 @@ impl Cause {
     }
 }
 
+/// A receiver may say anything, of any length. What is longer, in characters, is whole in the log only.
+const PROBLEM_MAX: usize = 1000;
+
 /// Events lost by kind and stage.
 type Lost = BTreeMap<(v1::Kind, v1::LossStage), u64>;
 
@@ -82,6 +85,8 @@ pub struct Counters {
     dropped: [AtomicU64; Cause::ALL.len()],
     failures: [AtomicU64; Cause::ALL.len()],
     up: AtomicBool,
+    /// What was wrong last.
+    problem: Mutex<String>,
     /// It has no stream, since it is given none.
     refused: AtomicBool,
     last_success: AtomicU64,
@@ -109,6 +114,7 @@ impl Counters {
             dropped: zeros(),
             failures: zeros(),
             up: AtomicBool::new(true),
+            problem: Mutex::default(),
             refused: AtomicBool::new(false),
             last_success: AtomicU64::new(0),
             streams: Mutex::default(),
@@ -146,8 +152,8 @@ impl Counters {
     }
 
     /// It is given no stream, or has lost the one that it had.
-    pub(super) fn refused(&self, cause: Cause) {
-        self.failed(cause);
+    pub(super) fn refused(&self, cause: Cause, why: &str) {
+        self.failed(cause, why);
         self.refused.store(true, Ordering::Relaxed);
     }
 
@@ -202,8 +208,12 @@ impl Counters {
         self.dropped[cause as usize].fetch_add(events, Ordering::Relaxed);
     }
 
-    pub(super) fn failed(&self, cause: Cause) {
+    pub(super) fn failed(&self, cause: Cause, problem: &str) {
         self.failures[cause as usize].fetch_add(1, Ordering::Relaxed);
+        *locked(&self.problem) = match problem.char_indices().nth(PROBLEM_MAX) {
+            Some((end, _)) => format!("{}…", &problem[..end]),
+            None => problem.to_owned(),
+        };
         self.up.store(false, Ordering::Relaxed);
     }
 
@@ -260,9 +270,51 @@ impl Counters {
         self.last_success.load(Ordering::Relaxed)
     }
 
-    fn streams(&self) -> MutexGuard<'_, Streams> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    /// All of it, for those who ask how it is.
+    pub fn told(&self) -> v1::Exporter {
+        let up = self.up();
+        let problem = if up {
+            String::new()
+        } else {
+            locked(&self.problem).clone()
+        };
+        let dropped = self.drops().filter(|(_, count)| *count > 0);
+        let mut lost = BTreeMap::<_, u64>::new();
+        for (_, stage, count) in self.losses() {
+            *lost.entry(stage).or_default() += count;
+        }
+        let seconds = self.last_success();
+        v1::Exporter {
+            name: self.name.clone(),
+            receiver: self.receiver.to_owned(),
+            up,
+            problem,
+            exported: self.events(),
+            waiting: self.waiting(),
+            dropped: dropped
+                .map(|(cause, count)| v1::ExporterDrop {
+                    cause: cause.name().to_owned(),
+                    count,
+                })
+                .collect(),
+            lost: lost
+                .into_iter()
+                .map(|(stage, count)| v1::StageLoss {
+                    stage: stage.into(),
+                    count,
+                })
+                .collect(),
+            last_success: (seconds > 0).then(|| (UNIX_EPOCH + Duration::from_secs(seconds)).into()),
+        }
     }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        locked(&self.streams)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn add(lost: &mut Lost, listener: &Listener) {
@@ -278,4 +330,23 @@ fn of_queue(lost: &Lost) -> impl Iterator<Item = u64> {
         (*stage == v1::LossStage::ClientQueue).then_some(*count)
     };
     lost.iter().filter_map(of_queue)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_that_says_much_is_not_told_whole() {
+        let counters = Counters::new("audit", "otlp");
+        counters.failed(Cause::Refused, &"ü".repeat(PROBLEM_MAX));
+        assert_eq!(counters.told().problem, "ü".repeat(PROBLEM_MAX));
+        counters.failed(Cause::Refused, &"ü".repeat(PROBLEM_MAX + 1));
+        let told = counters.told();
+        assert_eq!(told.problem, format!("{}…", "ü".repeat(PROBLEM_MAX)));
+        assert!(!told.up && told.last_success.is_none());
+        counters.succeeded();
+        let told = counters.told();
+        assert!(told.up && told.problem.is_empty() && told.last_success.is_some());
+    }
 }

@@ -112,7 +112,7 @@ impl Opening {
                 Ok(opened) => return Some(opened),
                 Err(refused) => refused,
             };
-            self.counters.refused(cause);
+            self.counters.refused(cause, &reason);
             if said != reason {
                 audit::refused(&self.admitted.caller, &self.spec.asked, code, &reason);
                 said = reason;
@@ -167,7 +167,7 @@ impl Opening {
             Withdrawn::Unknown(why) => Refusal::Unavailable(why),
         };
         let Refused { cause, reason, .. } = refusal.into();
-        self.counters.refused(cause);
+        self.counters.refused(cause, &reason);
         tracing::error!(
             exporter = self.spec.name,
             cause = cause.name(),

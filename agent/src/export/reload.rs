@@ -10,6 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use dinle_proto::v1;
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
@@ -121,6 +122,11 @@ impl Exporters {
             reloads: Reloads::default(),
             stop: watch::Sender::new(false),
         }))
+    }
+
+    /// How those are that run.
+    pub fn told(&self) -> Vec<v1::Exporter> {
+        self.counters.load().iter().map(|one| one.told()).collect()
     }
 
     /// Those that run.
@@ -281,12 +287,10 @@ fn dead(running: &mut [Running]) -> Option<Vec<Spec>> {
     } in running.iter_mut().filter(|one| one.task.is_finished())
     {
         if !std::mem::replace(noted, true) {
-            tracing::error!(
-                exporter = spec.name,
-                "an exporter ended by itself, and will be begun again"
-            );
+            let problem = "it ended by itself, and will be begun again";
+            tracing::error!(exporter = spec.name, problem, "an exporter ended");
             counters.closed(Cause::Ended);
-            counters.failed(Cause::Ended);
+            counters.failed(Cause::Ended, problem);
         }
         again |= began.elapsed() >= AGAIN;
     }

@@ -322,7 +322,7 @@ impl Exporter {
                 again,
             } = failure;
             let Some(after) = again else {
-                self.counters.failed(cause);
+                self.counters.failed(cause, &problem);
                 let over = cause == Cause::Ended;
                 let (events, taken) = self.sink.discard(over);
                 self.counters.dropped(cause, events);
@@ -340,7 +340,7 @@ impl Exporter {
                 wait = AGAIN;
                 continue;
             };
-            self.counters.failed(cause);
+            self.counters.failed(cause, &problem);
             if self
                 .failing
                 .as_ref()

@@ -227,6 +227,13 @@ async fn what_finds_no_room_while_a_receiver_is_away_is_counted_with_its_cause()
     stage.publish(1000);
     until(|| dropped(&counters, Cause::Io) > 0).await;
     assert_eq!(counters.events(), 0);
+    let told = counters.told();
+    assert!(told.problem.contains("cannot be opened"), "{told:?}");
+    assert_eq!(
+        (told.exported, told.last_success, told.lost),
+        (0, None, vec![])
+    );
+    assert_eq!(told.dropped[0].cause, "io");
     std::fs::remove_file(&place).expect("removed");
     until(|| counters.up()).await;
     stage.publish(3);

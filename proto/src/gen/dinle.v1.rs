@@ -1630,6 +1630,47 @@ pub struct NodeLoss {
     #[prost(uint64, tag = "3")]
     pub count: u64,
 }
+/// An exporter that runs. It is a subscriber, too: its stream is among the subscriptions, unless it is given none.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Exporter {
+    /// Its name in the file.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// `stdout`, `file`, `otlp`, `nats` or `prometheus`.
+    #[prost(string, tag = "2")]
+    pub receiver: ::prost::alloc::string::String,
+    /// It listens, and the last attempt to send was well.
+    #[prost(bool, tag = "3")]
+    pub up: bool,
+    /// Why it is not, as the log says it; up to 1000 characters of that.
+    #[prost(string, tag = "4")]
+    pub problem: ::prost::alloc::string::String,
+    /// Events that the receiver took, or that are in sums which it is told.
+    #[prost(uint64, tag = "5")]
+    pub exported: u64,
+    /// Events that it holds, beside those in its stream's queue.
+    #[prost(uint64, tag = "6")]
+    pub waiting: u64,
+    /// Events that it gave up, or that found no room in its stream's queue.
+    #[prost(message, repeated, tag = "7")]
+    pub dropped: ::prost::alloc::vec::Vec<ExporterDrop>,
+    /// Events that were lost before they came to that queue, of all its streams.
+    #[prost(message, repeated, tag = "8")]
+    pub lost: ::prost::alloc::vec::Vec<StageLoss>,
+    /// When the receiver took something last. Unset: it took nothing yet.
+    #[prost(message, optional, tag = "9")]
+    pub last_success: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Events that an exporter did not bring.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExporterDrop {
+    /// Why, as the metric `dinle_exporter_events_dropped_total` has it.
+    #[prost(string, tag = "1")]
+    pub cause: ::prost::alloc::string::String,
+    /// So many.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+}
 /// A stream that is open.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Subscription {
@@ -1725,6 +1766,9 @@ pub struct GetStatusResponse {
     /// What the agent costs.
     #[prost(message, optional, tag = "13")]
     pub budget: ::core::option::Option<Budget>,
+    /// What it brings elsewhere itself (`--exporters`), in the order of the file.
+    #[prost(message, repeated, tag = "14")]
+    pub exporters: ::prost::alloc::vec::Vec<Exporter>,
 }
 /// See Observer.ListSubscriptions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2152,8 +2196,8 @@ pub mod observer_client {
                 .insert(GrpcMethod::new("dinle.v1.Observer", "ListWorkloads"));
             self.inner.unary(req, path, codec).await
         }
-        /// Tells how the agent itself is doing. What is about the whole node (programs, losses, budget, pod_source, cgroups, cgroups_in_scope) is left
-        /// out for callers who may not watch anything in all namespaces.
+        /// Tells how the agent itself is doing. What is about the whole node (programs, losses, budget, exporters, pod_source, cgroups,
+        /// cgroups_in_scope) is left out for callers who may not watch anything in all namespaces.
         pub async fn get_status(
             &mut self,
             request: impl tonic::IntoRequest<super::GetStatusRequest>,

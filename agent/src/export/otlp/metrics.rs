@@ -83,7 +83,7 @@ pub(crate) async fn push(
                 }
             }
             Err(failure) => {
-                counters.failed(failure.cause);
+                counters.failed(failure.cause, &failure.problem);
                 if !std::mem::replace(&mut failing, true) {
                     let (cause, problem) = (failure.cause.name(), failure.problem);
                     tracing::error!(

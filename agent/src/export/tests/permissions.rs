@@ -133,11 +133,15 @@ async fn one_that_may_not_listen_asks_until_it_may() {
     let (counters, stop, task) = guarded.refused(Cause::Denied).await;
     sleep(10 * TRIED).await;
     assert!(guarded.listener().is_none() && !counters.up());
+    let told = counters.told();
+    assert!(!told.up && told.problem.contains("may not"), "{told:?}");
     let tries = failed(&counters, Cause::Denied);
     assert!((10..40).contains(&tries), "{tries}");
     guarded.cluster.allow(USER, "shop", BOTH);
     guarded.listens(TRIED).await;
-    assert!(guarded.hears(0).await && counters.up());
+    assert!(guarded.hears(0).await);
+    let told = counters.told();
+    assert!(told.up && told.problem.is_empty(), "{told:?}");
     guarded.stage.publish_in("bank", 1);
     assert!(guarded.hears(1).await, "and nothing of others between");
     guarded.stage.end(&stop, task).await;
