@@ -92,10 +92,12 @@ class Exporting:
             found = "\n".join(f"{name} {value}" for name, value in self.metrics().items() if name.startswith("exporter"))
             raise AssertionError(f"{problem}\n{found}\n{self.agent.log.read_text()[-4000:]}") from problem
 
+    def told(self) -> list[dict]:
+        """What `dinle status` has of exporters."""
+        return json.loads(self.ask("-o", "json"))["status"].get("exporters", [])
+
     def status(self, name: str) -> dict:
-        """What `dinle status` has of an exporter."""
-        exporters = json.loads(self.ask("-o", "json"))["status"]["exporters"]
-        [found] = [exporter for exporter in exporters if exporter["name"] == name]
+        [found] = [exporter for exporter in self.told() if exporter["name"] == name]
         return found
 
     def page(self) -> list[str]:

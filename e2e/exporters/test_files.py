@@ -105,6 +105,9 @@ def test_a_full_disk_is_met_counted_and_told(exporting, pods, v1, tmp_path):
         assert agent.exporter("up", "audit") == 0
         assert agent.exporter("failures_total", "audit", cause="no_space") >= 1
         assert "No space left on device" in agent.agent.log.read_text()
+        assert "No space left on device" in agent.status("audit")["problem"]
+        [row] = [line for line in agent.page() if line.startswith("audit ")]
+        assert re.search(r" NO [\d,]+ [\d,]+ [\d,]+ no_space ", row), row
         # The agent is as well as before, and what the file has is whole.
         assert agent.agent.get("/healthz")[0] == 200
         written = len(events(v1, path.read_text()))
@@ -141,6 +144,7 @@ def test_what_changes_in_the_file_changes_what_runs(exporting, pods, v1, tmp_pat
     after = agent.attached(v1, 2)
     assert after["dinle:exporter:one"].stream_id == before["dinle:exporter:one"].stream_id
     assert agent.metrics()["exporters_file_current"] == 1
+    assert [exporter["name"] for exporter in agent.told()] == ["one", "two"]
     pods["web"].run("/bin/true", times=5)
     agent.wait(lambda: agent.exporter("events_total", "two") == 5, "the new one exports")
     agent.wait(lambda: agent.exporter("events_total", "one") == 5, "the old one exports")
@@ -154,6 +158,7 @@ def test_what_changes_in_the_file_changes_what_runs(exporting, pods, v1, tmp_pat
     agent.write([])
     agent.streams(v1, 0)
     assert not [name for name in agent.metrics() if name.startswith("exporter_events_total{")]
+    assert not agent.told() and "EXPORTER" not in "".join(agent.page())
 
 
 def check(text: str, tmp_path: Path) -> subprocess.CompletedProcess:

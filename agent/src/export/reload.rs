@@ -124,9 +124,12 @@ impl Exporters {
         }))
     }
 
-    /// How those are that run.
+    /// How those are that run, in the order of their names.
     pub fn told(&self) -> Vec<v1::Exporter> {
-        self.counters.load().iter().map(|one| one.told()).collect()
+        let running = self.counters.load();
+        let mut told: Vec<_> = running.iter().map(|one| one.told()).collect();
+        told.sort_by(|one, other| one.name.cmp(&other.name));
+        told
     }
 
     /// Those that run.

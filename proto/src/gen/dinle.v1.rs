@@ -1766,7 +1766,7 @@ pub struct GetStatusResponse {
     /// What the agent costs.
     #[prost(message, optional, tag = "13")]
     pub budget: ::core::option::Option<Budget>,
-    /// What it brings elsewhere itself (`--exporters`), in the order of the file.
+    /// What it brings elsewhere itself (`--exporters`), in the order of their names.
     #[prost(message, repeated, tag = "14")]
     pub exporters: ::prost::alloc::vec::Vec<Exporter>,
 }
