@@ -77,7 +77,9 @@ def image():
     try:
         base()
         tools()
-        arguments = ["--isolation", "chroot", "--layers", "--pull-never", "--timestamp", "0", "--volume", f"{TOOLS}:/root/.cargo/bin"]
+        arguments = ["--isolation", "chroot", "--pull-never", "--timestamp", "0", "--volume", f"{TOOLS}:/root/.cargo/bin"]
+        # Keeping what is built on the way, gigabytes, takes minutes.
+        arguments.append(f"--layers={str(bool(TWICE)).lower()}")
         buildah("bud", *arguments, "--tag", "dinle", ".")
         if TWICE:
             # Out of the cache.
