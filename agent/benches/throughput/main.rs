@@ -53,11 +53,14 @@ const PASS: usize = 1024;
 /// Events in a queue beyond which the reader waits. With another pass they are below [`QUEUE_BYTES`].
 const QUEUED_MAX: u64 = 16_384;
 
-/// Room for each subscriber.
-const QUEUE_BYTES: u64 = 32 << 20;
+/// Room for each subscriber. All of them together stay below the agent's own limit.
+const QUEUE_BYTES: u64 = 8 << 20;
 
 /// How long the reader waits for a queue to become shorter.
 const WAIT: Duration = Duration::from_micros(50);
+
+/// Within so long all subscribers are there, or something is wrong.
+const SUBSCRIBED: Duration = Duration::from_secs(30);
 
 /// What subscribers ask for.
 #[derive(Clone, Copy)]
@@ -249,8 +252,8 @@ fn in_process(case: &Case, count: usize) -> anyhow::Result<Sample> {
             })
         }
     });
-    let fed = feed(case, count, frames::index(), &hub, publisher)?;
-    let (received, client_cpu) = join(client)?;
+    let fed = feed(case, count, frames::index(), &hub, publisher);
+    let (fed, (received, client_cpu)) = both(fed, client)?;
     sample(case, count, fed, 0.0, client_cpu, &received)
 }
 
@@ -295,8 +298,8 @@ fn grpc(case: &Case, count: usize) -> anyhow::Result<Sample> {
             })
         }
     });
-    let fed = feed(case, count, index, &hub, publisher)?;
-    let (received, client_cpu) = join(client)?;
+    let fed = feed(case, count, index, &hub, publisher);
+    let (fed, (received, client_cpu)) = both(fed, client)?;
     // Nobody waits for it any more if it ended by itself, which is told below.
     _ = stop.send(());
     let server_cpu = join(server)?;
@@ -379,6 +382,7 @@ fn feed(
     join(thread::spawn(move || {
         pin(AGENT_CPU)?;
         let mut router = Router::new(index, publisher, Arc::new(Stats::default()), Arc::default());
+        let begin = Instant::now();
         let listeners = loop {
             let listeners: Vec<Arc<Listener>> = hub
                 .board()
@@ -388,6 +392,11 @@ fn feed(
             if listeners.len() == subscribers {
                 break listeners;
             }
+            ensure!(
+                begin.elapsed() < SUBSCRIBED,
+                "{} of {subscribers} subscribers came",
+                listeners.len()
+            );
             thread::sleep(WAIT);
         };
         let (begin, cpu) = (Instant::now(), cpu_seconds()?);
@@ -501,6 +510,19 @@ fn cpu_seconds() -> anyhow::Result<f64> {
     let text = fs::read_to_string("/proc/thread-self/schedstat")?;
     let ns: f64 = text.split(' ').next().unwrap_or_default().parse()?;
     Ok(ns / 1e9)
+}
+
+/// What both sides saw.
+fn both<T>(
+    fed: anyhow::Result<Fed>,
+    client: thread::JoinHandle<anyhow::Result<T>>,
+) -> anyhow::Result<(Fed, T)> {
+    match fed {
+        Ok(fed) => Ok((fed, join(client)?)),
+        // Why it ended says more than that nobody came.
+        Err(error) if client.is_finished() => Err(join(client).err().unwrap_or(error)),
+        Err(error) => Err(error),
+    }
 }
 
 fn join<T>(thread: thread::JoinHandle<anyhow::Result<T>>) -> anyhow::Result<T> {
