@@ -23,6 +23,9 @@ use crate::{MEASURED, WARM_UP, scenario::Scenario, signal};
 /// Far more than it takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Holds all events of a measurement: of opens, which follow each other in a microsecond or two, those are 6 MB. What is lost would cost less.
+const ROOM: u32 = 16 << 20;
+
 /// The agent. It ends when this is dropped.
 pub(crate) struct Agent {
     child: Child,
@@ -32,13 +35,19 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    /// Starts it, with room for a measurement in the ring.
+    pub(crate) fn roomy(pods: &Path) -> anyhow::Result<Self> {
+        Self::start(pods, &["--ring-bytes", &ROOM.to_string()])
+    }
+
     /// Starts it.
-    pub(crate) fn start(pods: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(pods: &Path, flags: &[&str]) -> anyhow::Result<Self> {
         let (listen, http) = (free_address()?, free_address()?);
         let begun = Instant::now();
         let child = Command::new(env!("CARGO_BIN_EXE_dinle"))
             .args(["agent", "--node-name", "bench"])
             .args(["--listen", &listen, "--http", &http])
+            .args(flags)
             .arg(format!("--pods=file:{}", pods.display()))
             .env("RUST_LOG", "error")
             .stdin(Stdio::null())
@@ -80,6 +89,7 @@ impl Agent {
                 pods: vec![pod.to_owned()],
                 ..Default::default()
             }),
+            queue_bytes: ROOM.into(),
             ..Default::default()
         };
         let mut client = self.client().await?;
@@ -176,6 +186,8 @@ pub(crate) struct Tally {
     pub(crate) measured: u64,
     /// Events that the stream said were lost.
     pub(crate) lost: u64,
+    /// How many at a time, and where.
+    pub(crate) losses: Vec<String>,
     /// Nanoseconds from each measured event to its arrival here.
     pub(crate) delays: Vec<f64>,
     /// Processes that were executed with the marker: their exits do not show it.
@@ -189,6 +201,7 @@ impl Tally {
             warm: 0,
             measured: 0,
             lost: 0,
+            losses: Vec::new(),
             delays: Vec::new(),
             pids: HashSet::new(),
         }
@@ -200,7 +213,11 @@ impl Tally {
                 let now = SystemTime::now();
                 batch.events.iter().for_each(|event| self.event(event, now));
             }
-            Some(Message::Loss(loss)) => self.lost += loss.count,
+            Some(Message::Loss(loss)) => {
+                self.lost += loss.count;
+                let place = loss.stage().as_str_name();
+                self.losses.push(format!("{} at {place}", loss.count));
+            }
             Some(
                 Message::Plan(_)
                 | Message::Snapshot(_)

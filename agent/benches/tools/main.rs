@@ -248,13 +248,13 @@ impl Bench<'_> {
         match condition {
             Condition::Nobody | Condition::Peer(_) => outcome.0 = self.measure(MEASURED).await?,
             Condition::Idle => {
-                let mut agent = Agent::start(&pods)?;
+                let mut agent = Agent::roomy(&pods)?;
                 drop(agent.client().await?);
                 outcome.0 = self.measure(MEASURED).await?;
                 agent.stop().await?;
             }
             Condition::AnotherPod => {
-                let mut agent = Agent::start(&pods)?;
+                let mut agent = Agent::roomy(&pods)?;
                 let subscriber = agent.subscribe(self.scenario, cgroups::OTHER).await?;
                 outcome.0 = self.measure(MEASURED).await?;
                 ensure!(subscriber.is_open(), "the stream ended by itself");
@@ -266,7 +266,7 @@ impl Bench<'_> {
                 agent.stop().await?;
             }
             Condition::Watched => {
-                let mut agent = Agent::start(&pods)?;
+                let mut agent = Agent::roomy(&pods)?;
                 let mut subscriber = agent.subscribe(self.scenario, cgroups::WATCHED).await?;
                 self.workload.run(WARM_UP, 1).await?;
                 subscriber.wait_for(|tally| tally.warm > 0).await?;
@@ -285,9 +285,10 @@ impl Bench<'_> {
                 }
                 ensure!(
                     (outcome.1, outcome.2) == (expected, 0),
-                    "{} events arrived and {} were lost, expected {expected} and none",
+                    "{} events arrived and {} were lost ({}), expected {expected} and none",
                     outcome.1,
-                    outcome.2
+                    outcome.2,
+                    subscriber.tally().losses.join(", ")
                 );
                 drop(subscriber);
                 agent.stop().await?;
@@ -344,7 +345,7 @@ fn print_rows(rows: &[Row], scenario: Scenario, ops: u32) {
 
 /// Measures an agent that has nothing to do.
 async fn idle(pods: &Path) -> anyhow::Result<()> {
-    let mut agent = Agent::start(pods)?;
+    let mut agent = Agent::start(pods, &[])?;
     drop(agent.client().await?);
     println!(
         "\n| agent, {} s each | CPU, % of one | RSS, MiB | of it anonymous | peak |",
