@@ -384,7 +384,7 @@ impl Observer for Api {
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         let everywhere = self.sight(&request).await?.1.everywhere.watch;
-        let (_, subscriptions, _) = self.subscriptions(&request).await?;
+        let (_, subscriptions, own_only) = self.subscriptions(&request).await?;
         let Self {
             facts,
             hub,
@@ -400,6 +400,12 @@ impl Observer for Api {
             kernel_release: facts.kernel_release.clone(),
             started: Some(facts.started.into()),
             subscriptions,
+            // They are subscribers whom nobody calls their own.
+            exporters: exporters
+                .iter()
+                .filter(|_| !own_only)
+                .flat_map(|all| all.told())
+                .collect(),
             ring_bytes: facts.ring_bytes.into(),
             ..v1::GetStatusResponse::default()
         };
@@ -427,7 +433,6 @@ impl Observer for Api {
             cgroups: index.cgroups() as u32,
             cgroups_in_scope: node.watched as u32,
             budget: Some(node.costs.budget.clone()),
-            exporters: exporters.iter().flat_map(|own| own.told()).collect(),
             ..told
         }))
     }

@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     admission::Guard,
     auth::fake::Cluster,
+    export,
     hub::{Listener, Publisher, Withdrawn},
     listen::{Peer, PeerAddress, Subject},
     workload::fake::runs,
@@ -201,6 +202,48 @@ async fn what_is_about_the_whole_node_is_for_who_may_everywhere() {
         [RESET],
         "of others they may not even know the node's events"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn exporters_are_for_who_may_know_of_others_streams() {
+    let mut bed = bed();
+    bed.cluster.allow("jane", "", &["process", "tcp"]);
+    bed.cluster.allow("joe", "", &["tcp", "subscriptions"]);
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("exporters.yaml");
+    let text = "exporters:\n- {name: b, kinds: [exec], prometheus: {}}\n- {name: a, kinds: [exec], prometheus: {}}\n";
+    std::fs::write(&file, text).expect("a file");
+    let exporters = Exporters::open(file, &bed.api.limits).expect("a good file");
+    bed.api.exporters = Some(exporters.clone());
+    let Api {
+        hub,
+        admission,
+        settle,
+        limits,
+        index,
+        state,
+        ..
+    } = &bed.api;
+    let running = tokio::spawn(exporters.clone().run(export::Context {
+        hub: hub.clone(),
+        admission: admission.clone(),
+        settle: settle.clone(),
+        limits: *limits,
+        index: index.clone(),
+        state: state.clone(),
+        node: "n1".into(),
+    }));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(bed.status("jane").await.exporters, []);
+    let told = bed.status("joe").await.exporters;
+    let known: Vec<_> = told.iter().map(|one| (&*one.name, one.up)).collect();
+    assert_eq!(known, [("a", false), ("b", false)]);
+    assert!(
+        told[0].problem.contains("dinle:exporter:a may not watch"),
+        "{told:?}"
+    );
+    exporters.stop();
+    running.await.expect("it ends");
 }
 
 #[tokio::test(start_paused = true)]

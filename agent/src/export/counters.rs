@@ -66,7 +66,7 @@ impl Cause {
     }
 }
 
-/// A receiver may say anything, of any length. What is longer, in characters, is whole in the log only.
+/// A receiver may say anything, of any length: of what it says, so many characters are kept for who asks.
 const PROBLEM_MAX: usize = 1000;
 
 /// Events lost by kind and stage.

@@ -1642,7 +1642,7 @@ pub struct Exporter {
     /// It listens, and the last attempt to send was well.
     #[prost(bool, tag = "3")]
     pub up: bool,
-    /// Why it is not, as the log says it; up to 1000 characters of that.
+    /// Why it is not, in a sentence; of a longer one the first 1000 characters and `…`.
     #[prost(string, tag = "4")]
     pub problem: ::prost::alloc::string::String,
     /// Events that the receiver took, or that are in sums which it is told.
@@ -1766,7 +1766,7 @@ pub struct GetStatusResponse {
     /// What the agent costs.
     #[prost(message, optional, tag = "13")]
     pub budget: ::core::option::Option<Budget>,
-    /// What it brings elsewhere itself (`--exporters`), in the order of their names.
+    /// What it brings elsewhere itself (`--exporters`), in the order of their names. For those who may list everyone's subscriptions.
     #[prost(message, repeated, tag = "14")]
     pub exporters: ::prost::alloc::vec::Vec<Exporter>,
 }
@@ -2196,8 +2196,8 @@ pub mod observer_client {
                 .insert(GrpcMethod::new("dinle.v1.Observer", "ListWorkloads"));
             self.inner.unary(req, path, codec).await
         }
-        /// Tells how the agent itself is doing. What is about the whole node (programs, losses, budget, exporters, pod_source, cgroups,
-        /// cgroups_in_scope) is left out for callers who may not watch anything in all namespaces.
+        /// Tells how the agent itself is doing. What is about the whole node (programs, losses, budget, pod_source, cgroups, cgroups_in_scope) is left
+        /// out for callers who may not watch anything in all namespaces; exporters are told to those who may `list` the resource `subscriptions`.
         pub async fn get_status(
             &mut self,
             request: impl tonic::IntoRequest<super::GetStatusRequest>,

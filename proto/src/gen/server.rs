@@ -49,8 +49,8 @@ pub mod observer_server {
             tonic::Response<crate::v1::ListWorkloadsResponse>,
             tonic::Status,
         >;
-        /// Tells how the agent itself is doing. What is about the whole node (programs, losses, budget, exporters, pod_source, cgroups,
-        /// cgroups_in_scope) is left out for callers who may not watch anything in all namespaces.
+        /// Tells how the agent itself is doing. What is about the whole node (programs, losses, budget, pod_source, cgroups, cgroups_in_scope) is left
+        /// out for callers who may not watch anything in all namespaces; exporters are told to those who may `list` the resource `subscriptions`.
         async fn get_status(
             &self,
             request: tonic::Request<crate::v1::GetStatusRequest>,
